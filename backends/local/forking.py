@@ -1,0 +1,279 @@
+"""The driver's view of its processes: the template it forks from, and each worker.
+
+Sockets, pids, logs and exit codes are here; which call runs where is in `functions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fsdray.backends.local.link import Handler, Link
+from fsdray.backends.local.template import CONTROL_BYTES
+from fsdray.errors import PlatformError, ServiceError
+
+LOG_LINES = 20  # what an error carries of a function's last output
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+# Where a function has one CPU, libraries that start a thread a core only get in its way.
+_ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1"
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA", "NUMEXPR", "BLIS")
+}
+
+
+class Worker:
+    """One worker process; `link` runs calls in it."""
+
+    def __init__(self, log: socket.socket, print_line: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = 0
+        self.link: Link | None = None
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        # Of the call that it runs:
+        self.label = ""
+        self.memory = 0
+        self.is_waiting = False
+        self.admitted = 0  # ranks of the gangs that this call has let in
+        self.killed: PlatformError | None = None  # what its caller will be told
+        self._is_killed = False
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._partial = b""
+        self._log = log
+        self._print_line = print_line
+        log.setblocking(False)
+        loop.add_reader(log.fileno(), self.drain_log)
+
+    @property
+    def is_dead(self) -> bool:
+        return self._is_killed or self.link is None or self.link.is_lost or self.ended.done()
+
+    def start(self, label: str, memory: int) -> None:
+        """A new call: `label` names it in the log, `memory` is its limit in bytes."""
+        self.label, self.memory, self.is_waiting, self.killed = label, memory, False, None
+        self._lines.clear()
+
+    def kill(self, why: PlatformError | None) -> None:
+        """End the process; `why` is what its caller will be told."""
+        self.killed = self.killed or why
+        self._is_killed = True
+        if self.pid and not self.ended.done():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def resident(self) -> int:
+        """Bytes of anonymous memory that the process has in RAM; 0 where it is gone."""
+        try:
+            with open(f"/proc/{self.pid}/statm", "rb") as file:
+                _, resident, shared, *_ = file.read().split()
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return 0
+        return (int(resident) - int(shared)) * _PAGE
+
+    def last_lines(self) -> list[str]:
+        return list(self._lines)
+
+    def drain_log(self) -> None:
+        """Read all that the process has written to stdout and stderr so far."""
+        while self._log.fileno() >= 0:
+            try:
+                data = self._log.recv(64 * 1024)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self.close_log()
+                return
+            *lines, self._partial = (self._partial + data).split(b"\n")
+            for line in lines:
+                self._line(line)
+
+    def close_log(self) -> None:
+        if self._log.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._log.fileno())
+            self._read_rest()
+            self._log.close()
+        if self._partial:
+            partial, self._partial = self._partial, b""
+            self._line(partial)
+
+    def _read_rest(self) -> None:
+        with suppress(BlockingIOError, ConnectionResetError):
+            while data := self._log.recv(64 * 1024):
+                *lines, self._partial = (self._partial + data).split(b"\n")
+                for line in lines:
+                    self._line(line)
+
+    def _line(self, line: bytes) -> None:
+        text = line.decode(errors="replace")
+        self._lines.append(text)
+        self._print_line(f"({self.label or 'worker'} pid={self.pid}) {text}")
+
+
+class Template:
+    """Starts the template process, forks workers through it, and learns how they ended.
+
+    Parameters
+    ----------
+    config : what `process` needs to know; ``config["directory"]`` is the session's directory.
+    handlers : makes what a new worker's link serves. gone : told of each worker that is lost.
+    log_to_caller : whether what workers write appears on the driver's stderr.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        handlers: Callable[[Worker], Mapping[str, Handler]],
+        gone: Callable[[Worker], None],
+        log_to_caller: bool,
+    ) -> None:
+        self._config = json.dumps(config)
+        self._handlers = handlers
+        self._gone = gone
+        self._print_line = _print_line if log_to_caller else lambda _: None
+        self._numbers = itertools.count()
+        self._workers: dict[int, Worker] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._prepared: list[str] = []
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the process; it gets ready by itself."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        paths = [path or os.getcwd() for path in sys.path]
+        code = (
+            f"import sys; sys.path[:] = {paths!r}; from fsdray.backends.local import template; "
+            f"template.serve({theirs.fileno()}, {self._config!r})"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # the driver's stdout is the user's own
+            env=os.environ | _ONE_THREAD,
+            start_new_session=True,
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._control = ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear)
+        if self._prepared:
+            self._send({"prepare": self._prepared})
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Load modules into the template, so that workers forked later start with them."""
+        new = [name for name in names if name not in self._prepared]
+        self._prepared += new
+        if new and self._control is not None:
+            self._send({"prepare": new})
+
+    async def fork(self) -> Worker:
+        """A new worker process, ready for a call."""
+        if self._closed:
+            raise ServiceError("this session was shut down")
+        if self._control is None:
+            self.start()
+        link, their_link = socket.socketpair()
+        log, their_log = socket.socketpair()
+        number = next(self._numbers)
+        worker = Worker(log, self._print_line)
+        self._workers[number] = worker
+        try:
+            self._send({"worker": number}, [their_link.fileno(), their_log.fileno()])
+        finally:
+            their_link.close()
+            their_log.close()
+        worker.link = await Link.over(
+            link, self._handlers(worker), lambda: self._link_lost(worker)
+        )
+        await asyncio.shield(worker.started)
+        return worker
+
+    async def close(self) -> None:
+        """Have the template kill all workers and remove the directory; wait until it has."""
+        self._closed = True
+        process = self._process
+        self._forget()
+        for worker in self._workers.values():
+            if worker.link is not None:
+                worker.link.close()
+            worker.close_log()
+        if process is not None:
+            try:
+                await asyncio.to_thread(process.wait, 5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        assert self._control is not None
+        socket.send_fds(self._control, [json.dumps(message).encode()], fds)
+
+    def _hear(self) -> None:
+        assert self._control is not None
+        while True:
+            try:
+                data = self._control.recv(CONTROL_BYTES)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self._died()
+                return
+            message = json.loads(data)
+            if "pid" in message:
+                worker = self._workers[message["worker"]]
+                worker.pid = message["pid"]
+                if not worker.started.done():
+                    worker.started.set_result(None)
+            else:
+                self._ended(message["exit"], message["code"])
+
+    def _ended(self, pid: int, code: int) -> None:
+        for number, worker in self._workers.items():
+            if worker.pid == pid and not worker.ended.done():
+                worker.ended.set_result(code)
+                del self._workers[number]
+                return
+
+    def _died(self) -> None:
+        """The template is gone: nobody will tell how its workers end."""
+        process = self._process
+        self._forget()
+        code = process.wait() if process is not None else 0
+        for worker in self._workers.values():
+            if not worker.started.done():
+                worker.started.set_exception(
+                    ServiceError(f"the process that forks workers ended with status {code}")
+                )
+            if worker.link is not None and worker.link.is_lost and not worker.ended.done():
+                worker.ended.set_result(-signal.SIGKILL)
+
+    def _link_lost(self, worker: Worker) -> None:
+        self._gone(worker)
+        if self._control is None and not worker.ended.done():
+            worker.ended.set_result(-signal.SIGKILL)
+
+    def _forget(self) -> None:
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+        self._control = self._process = None
+
+
+def _print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,278 @@
+"""Objects as files in the session's directory, in shared memory where there is enough of it.
+
+A put writes beside and renames, so a reader never sees half an object; a reader maps the file and
+copies nothing. Waiting for a key is answered by the driver (`Watch`), not by looking again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import itertools
+import mmap
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote, unquote
+
+from fsdray.errors import ServiceError, SettingsError
+from fsdray.services import MIB, Blob, Buffer, Count, ObjectLimits, Pace
+
+_SMALL = 64 * 1024  # below this a read is cheaper than a mapping
+_PIECE = 200  # characters of one path component; file systems end at 255
+_BLOCKING = 4 * MIB  # above this a write goes to a thread: the loop must stay awake
+
+
+class Watch(Protocol):
+    """Tells readers when a key that they wait for is there."""
+
+    async def appeared(self, key: str) -> None:
+        """Return once the key exists."""
+        ...
+
+    def touched(self, key: str) -> None:
+        """Say that the key was written."""
+        ...
+
+
+class Watchers:
+    """The `Watch` of a session; it lives in the driver."""
+
+    def __init__(self, exists: Callable[[str], bool]) -> None:
+        self._exists = exists
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+
+    async def appeared(self, key: str) -> None:
+        # Registered first, looked second: a put between the two is seen by one of them.
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(key, set())
+        waiting.add(woken)
+        try:
+            if not self._exists(key):
+                await woken
+        finally:
+            waiting.discard(woken)
+            if not waiting and self._waiting.get(key) is waiting:
+                del self._waiting[key]
+
+    def touched(self, key: str) -> None:
+        for woken in self._waiting.get(key, ()):
+            if not woken.done():
+                woken.set_result(None)
+
+
+class Files:
+    """Blobs as files below a directory; synchronous, and safe between processes.
+
+    A key's parts become directories and its end a file name that ends in ``@``, so that ``a`` and
+    ``a/b`` can both be keys.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._unique = itertools.count()
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).exists()
+
+    def write(
+        self, key: str, data: Sequence[Buffer], if_absent: bool, if_match: str | None
+    ) -> str | None:
+        path = self._path(key)
+        beside = self._root / f".{os.getpid()}-{next(self._unique)}"
+        try:
+            with beside.open("xb", buffering=0) as file:
+                for part in data:
+                    view = memoryview(part).cast("B")
+                    while view:  # one write takes at most 2 GiB
+                        view = view[file.write(view) :]
+                etag = _etag(os.fstat(file.fileno()))
+            with suppress(FileExistsError):
+                path.parent.mkdir(parents=True)
+            return etag if self._place(beside, path, if_absent, if_match) else None
+        finally:
+            with suppress(FileNotFoundError):
+                beside.unlink()
+
+    def read(self, key: str, span: tuple[int, int] | None) -> Blob | None:
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            size = status.st_size
+            start, end = (0, size) if span is None else (min(span[0], size), min(span[1], size))
+            data = _contents(fd, start, max(0, end - start))
+        finally:
+            os.close(fd)
+        return Blob(data, size, _etag(status))
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(key for key in self._keys() if key.startswith(prefix))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            with suppress(FileNotFoundError):
+                self._path(key).unlink()
+
+    def _keys(self) -> Iterator[str]:
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                if name.endswith("@"):
+                    path = os.path.relpath(os.path.join(folder, name), self._root)
+                    yield unquote(path[:-1].replace("+/", ""))
+
+    def _path(self, key: str) -> Path:
+        parts = (re.findall(f".{{1,{_PIECE}}}", quote(part, safe="")) for part in key.split("/"))
+        # A quoted part holds neither '+' nor '.' alone, so long parts and odd keys stay inside.
+        return self._root / ("/".join("+/".join(p).replace(".", "%2E") or "%" for p in parts) + "@")
+
+    def _place(self, beside: Path, path: Path, if_absent: bool, if_match: str | None) -> bool:
+        if if_absent:
+            try:
+                os.link(beside, path)
+            except FileExistsError:
+                return False
+            return True
+        with self._exclusive(if_match is not None):
+            if if_match is not None:
+                try:
+                    if _etag(path.stat()) != if_match:
+                        return False
+                except FileNotFoundError:
+                    return False
+            beside.rename(path)
+        return True
+
+    @contextmanager
+    def _exclusive(self, wanted: bool) -> Iterator[None]:
+        """One conditional replacement at a time, between processes."""
+        if not wanted:
+            yield
+            return
+        fd = os.open(self._root / ".replace", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+class LocalObjects:
+    """`fsdray.services.Objects` over `Files`, with S3's limits and what S3 would bill."""
+
+    def __init__(
+        self, files: Files, watch: Watch, count: Count, limits: ObjectLimits = ObjectLimits()
+    ) -> None:
+        self._files = files
+        self._watch = watch
+        self._count = count
+        self.limits = limits
+
+    async def put(
+        self,
+        key: str,
+        data: Buffer | Sequence[Buffer],
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> str | None:
+        self._check(key)
+        if if_absent and if_match is not None:
+            raise SettingsError("if_absent and if_match exclude each other")
+        parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
+        size = sum(memoryview(part).nbytes for part in parts)
+        self._count("put", 1)
+        self._count("put_bytes", size)
+        try:
+            if size > _BLOCKING:
+                etag = await asyncio.to_thread(self._files.write, key, parts, if_absent, if_match)
+            else:
+                etag = self._files.write(key, parts, if_absent, if_match)
+        except OSError as error:
+            raise _translated(error, key, size) from error
+        if etag is not None:
+            self._watch.touched(key)
+        return etag
+
+    async def get(
+        self,
+        key: str,
+        *,
+        range: tuple[int, int] | None = None,  # noqa: A002  S3's own word
+        wait: float | None = None,
+        pace: Pace = Pace(),
+    ) -> Blob | None:
+        self._check(key)
+        if range is not None and not 0 <= range[0] <= range[1]:
+            raise SettingsError(f"range={range}: start at 0 or later and do not end before it")
+        blob = self._files.read(key, range)
+        if blob is None and wait is not None and wait > 0:
+            blob = await self._wait(key, range, wait, pace)
+        elif blob is None:
+            self._count("miss", 1)
+        if blob is not None:
+            self._count("get", 1)
+            self._count("get_bytes", len(blob.data))
+        return blob
+
+    async def list(self, prefix: str) -> list[str]:
+        self._count("list", 1)
+        return await asyncio.to_thread(self._files.list, prefix)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), self.limits.delete_keys):
+            self._count("delete", 1)
+            self._files.delete(keys[start : start + self.limits.delete_keys])
+
+    async def _wait(
+        self, key: str, span: tuple[int, int] | None, wait: float, pace: Pace
+    ) -> Blob | None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(wait):
+                blob = None
+                while blob is None:  # deleted again before it could be read
+                    await self._watch.appeared(key)
+                    blob = self._files.read(key, span)
+        except TimeoutError:
+            blob = None
+        finally:
+            # What S3 would have billed for looking, where nobody tells a reader to wake.
+            self._count("miss", pace.misses(loop.time() - began))
+        return blob
+
+    def _check(self, key: str) -> None:
+        if not 0 < len(key.encode()) <= self.limits.key:
+            raise SettingsError(f"a key has 1 to {self.limits.key} bytes, not {len(key.encode())}")
+
+
+def _contents(fd: int, start: int, length: int) -> memoryview:
+    if length < _SMALL:
+        return memoryview(bytearray(os.pread(fd, length, start)))
+    aligned = start - start % mmap.ALLOCATIONGRANULARITY
+    mapped = mmap.mmap(
+        fd, start - aligned + length, access=mmap.ACCESS_COPY, offset=aligned
+    )
+    return memoryview(mapped)[start - aligned :]
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _translated(error: OSError, key: str, size: int) -> ServiceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ServiceError(
+            f"no space left to keep {size:,} bytes (object {key!r}): free some, or give another "
+            "place with fsdray.init(directory=...) or FSDRAY_DIRECTORY"
+        )
+    return ServiceError(f"cannot keep object {key!r}: {error}")
+
+

@@ -1,0 +1,131 @@
+"""The process from which workers are forked, so that a new one costs milliseconds.
+
+It has imported what every worker needs, runs no threads and no user code, and reports each
+worker's end to the driver. When the driver is gone, however it went, it kills the workers and
+removes the session's directory. What a worker does is in `process`.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+CONTROL_BYTES = 64 * 1024  # one control message
+
+
+def serve(control_fd: int, config: str) -> None:
+    """Fork workers as the driver asks, until it closes the control socket."""
+    control = socket.socket(fileno=control_fd)
+    # Ctrl-C is the driver's to handle; it reaches the group of the terminal, not this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wake_read, wake_write = socket.socketpair()
+    wake_read.setblocking(False)
+    wake_write.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write.fileno())
+
+    _prepare(["numpy", "fsdray.backends.local.process"])
+    workers: set[int] = set()
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(wake_read, selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if wake_read in ready:
+                wake_read.recv(4096)
+                _reap(workers, control)
+            if control in ready:
+                message, fds, _, _ = socket.recv_fds(control, CONTROL_BYTES, 2)
+                if not message:
+                    break
+                request: dict[str, Any] = json.loads(message)
+                if "prepare" in request:
+                    _prepare(request["prepare"])
+                else:
+                    pid = _fork(fds, config, (control, wake_read, wake_write))
+                    workers.add(pid)
+                    _tell(control, {"worker": request["worker"], "pid": pid})
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    while workers:
+        pid, _ = os.wait()
+        workers.discard(pid)
+    shutil.rmtree(json.loads(config)["directory"], ignore_errors=True)
+
+
+def _prepare(names: list[str]) -> None:
+    """Import modules (``package.module``) or call functions (``package.module:function``)."""
+    for name in names:
+        module, _, function = name.partition(":")
+        try:
+            loaded = importlib.import_module(module)
+            if function:
+                getattr(loaded, function)()
+        except Exception:
+            # A hint that fails must not: the call that needs the module says what is wrong.
+            traceback.print_exc()
+    gc.collect()
+    gc.freeze()  # the workers share these pages as long as no collection touches them
+
+
+def _fork(fds: list[int], config: str, inherited: tuple[socket.socket, ...]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _become_worker(fds, config, inherited)
+    for fd in fds:
+        os.close(fd)
+    return pid
+
+
+def _become_worker(
+    fds: list[int], config: str, inherited: tuple[socket.socket, ...]
+) -> NoReturn:
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for sock in inherited:
+            sock.close()
+        from fsdray.backends.local import process
+
+        process.main(socket.socket(fileno=fds[0]), fds[1], config)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reap(workers: set[int], control: socket.socket) -> None:
+    while workers:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if pid in workers:
+            workers.discard(pid)
+            _tell(control, {"exit": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        control.send(json.dumps(message).encode())
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the driver is gone: the next read of the control socket says so
+

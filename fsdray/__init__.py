@@ -1,0 +1,44 @@
+"""fsdray: Ray-style tasks and MPI-style collectives on serverless functions.
+
+The public names stand here; `fsdray.collective` and `fsdray.inference` are packages of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fsdray import errors
+from fsdray._version import __version__
+from fsdray.api import get, init, is_initialized, put, shutdown, wait
+from fsdray.refs import ObjectRef
+from fsdray.remote import RemoteFunction, remote
+from fsdray.session import per_rank
+
+if TYPE_CHECKING:
+    from fsdray import collective as collective
+    from fsdray import inference as inference
+
+__all__ = [
+    "ObjectRef",
+    "RemoteFunction",
+    "__version__",
+    "collective",
+    "errors",
+    "get",
+    "inference",
+    "init",
+    "is_initialized",
+    "per_rank",
+    "put",
+    "remote",
+    "shutdown",
+    "wait",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: SciPy alone takes longer to import than all of the rest.
+    if name in ("collective", "inference"):
+        return importlib.import_module(f"fsdray.{name}")
+    raise AttributeError(f"module 'fsdray' has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""The calls of everyday use, over the current session: init, shutdown, get, put, wait."""
+
+from __future__ import annotations
+
+import atexit
+from importlib.metadata import entry_points
+from typing import Any, TypeVar, overload
+
+from fsdray import loop, session, settings
+from fsdray.costs.meter import Meter, count, set_outermost
+from fsdray.errors import FsdrayError, SettingsError
+from fsdray.refs import ObjectRef
+from fsdray.session import Session
+
+T = TypeVar("T")
+
+
+def init(backend: str | None = None, **options: Any) -> None:
+    """Start the session of this process; the first remote call does so by itself.
+
+    Parameters
+    ----------
+    backend : ``"local"`` (the default), or another installed backend.
+    **options : see `fsdray.settings.Settings`.
+
+    Raises
+    ------
+    SettingsError
+        for an unknown backend, setting or value.
+    FsdrayError
+        where a session is open: `shutdown` it first.
+    """
+    if session.is_open():
+        raise FsdrayError("a session is open; call fsdray.shutdown() before another init")
+    chosen = settings.resolve({"backend": backend, **options})
+    connect = _backend(chosen.backend)
+    set_outermost(Meter())
+    connected = loop.run(connect(chosen, count))
+    session.set_current(Session(connected, chosen, is_driver=True))
+    atexit.register(shutdown)
+
+
+def shutdown() -> None:
+    """End the session: stop what runs, leave no process and no file. Without one, do nothing."""
+    if session.is_open():
+        here = session.current()
+        session.set_current(None)
+        atexit.unregister(shutdown)
+        loop.run(here.close())
+
+
+def is_initialized() -> bool:
+    """Whether this process has a session."""
+    return session.is_open()
+
+
+@overload
+def get(refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+@overload
+def get(refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+@overload
+def get(refs: list[Any], *, timeout: float | None = None) -> list[Any]: ...
+def get(refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a ref, or the values of a list of refs; waits until they are there.
+
+    Arrays are read-only views of shared memory where there is any; copy what you want to change.
+
+    Parameters
+    ----------
+    timeout : seconds, after which the wait (not the task) ends.
+
+    Raises
+    ------
+    GetTimeout
+        where the values are not there in time.
+    Exception
+        what a task raised: an instance of its own type and of `TaskError`. Where a rank of a
+        gang raised, its error rather than the `RankFailed` of those that waited for it.
+    PlatformError
+        where the platform failed.
+    ValueError
+        where `refs` is neither a ref nor a list of refs.
+    """
+    many = isinstance(refs, list)
+    wanted = refs if many else [refs]
+    for ref in wanted:
+        if not isinstance(ref, ObjectRef):
+            raise ValueError(
+                f"get takes an ObjectRef or a list of them, not {type(ref).__name__}"
+                + ("" if many else f" {ref!r}"[:80])
+            )
+    _check_timeout(timeout)
+    if not wanted:
+        return []
+    values = session.current().get(wanted, timeout)
+    return values if many else values[0]
+
+
+def put(value: T) -> ObjectRef[T]:
+    """Store a value once, to be given to any number of calls by its ref.
+
+    Raises
+    ------
+    TypeError
+        for a ref: it is stored already.
+    SettingsError
+        for a value that cannot be pickled.
+    ServiceError
+        where there is no room for it.
+    """
+    return session.current().put(value)
+
+
+def wait(
+    refs: list[ObjectRef[T]], *, num_returns: int = 1, timeout: float | None = None
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+    """Wait until `num_returns` of the refs have a value (or an error), or time is up.
+
+    Returns
+    -------
+    (ready, not_ready)
+        in the order of `refs`; `ready` has at most `num_returns`.
+    """
+    if not isinstance(refs, list):
+        raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
+    if any(not isinstance(ref, ObjectRef) for ref in refs):
+        raise TypeError("wait takes a list of refs")
+    if len(set(refs)) != len(refs):
+        raise ValueError("wait takes each ref once")
+    if not 1 <= num_returns <= len(refs):
+        raise ValueError(f"num_returns={num_returns}: choose from 1 to {len(refs)}, one a ref")
+    _check_timeout(timeout)
+    return session.current().wait(refs, num_returns, timeout)
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout={timeout}: give seconds from 0, or None to wait for ever")
+
+
+def _backend(name: str) -> Any:
+    found = {entry.name: entry for entry in entry_points(group="fsdray.backends")}
+    if name not in found:
+        raise SettingsError(
+            f"backend={name!r}: installed are {', '.join(sorted(found)) or 'none'}"
+        )
+    return found[name].load()
+
+

@@ -1,0 +1,127 @@
+"""Who sends to whom in each collective, and the requests that this bills; pure functions.
+
+On a store-and-forward medium one publish reaches every rank and one object is read by all, so
+every collective here is one exchange, or two, and none is a tree (FACTS, section 4). How an
+exchange becomes requests is the channels' work: the formulas here are what tests hold them to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fsdray.collective.frames import Operation, overhead
+from fsdray.services import MessageLimits
+
+ONE_ROUND = 8
+"""Up to so many ranks an allreduce is one round in which all send to all: it bills no more than
+gather and bcast do on the queue, and takes one latency instead of two (FACTS, section 4)."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One rank's part of one round.
+
+    `destinations` are groups of ranks: one payload goes to each group. `sources` are the ranks
+    from whom a message must come before the round is over.
+    """
+
+    destinations: tuple[tuple[int, ...], ...]
+    sources: tuple[int, ...]
+
+
+def from_root(rank: int, size: int, root: int, *, is_multicast: bool) -> Exchange:
+    """Root gives: the same to all at once (bcast), or to each its own (scatter)."""
+    if rank != root:
+        return Exchange((), (root,))
+    others = _others(size, root)
+    if is_multicast:
+        return Exchange((others,) if others else (), ())
+    return Exchange(tuple((other,) for other in others), ())
+
+
+def to_root(rank: int, size: int, root: int) -> Exchange:
+    """Root is given one message by each (gather, reduce)."""
+    if rank == root:
+        return Exchange((), _others(size, root))
+    return Exchange(((root,),), ())
+
+
+def all_to_all(rank: int, size: int) -> Exchange:
+    """Everybody gives the same to all others (allgather, a small allreduce, a barrier)."""
+    others = _others(size, rank)
+    return Exchange((others,) if others else (), others)
+
+
+def is_one_round(size: int) -> bool:
+    """Whether an allreduce or barrier of `size` ranks is one round or gather and bcast."""
+    return size <= ONE_ROUND
+
+
+def publishes(
+    operation: Operation, size: int, payload: int, limits: MessageLimits = MessageLimits()
+) -> int:
+    """Publish calls of all ranks together on the queue, for payloads of `payload` bytes each.
+
+    Exact for payloads of one size, as tests of the meter show.
+    """
+    others = size - 1
+    if others == 0:
+        return 0
+    if operation == Operation.BCAST:
+        return _multicast(others, payload, limits)
+    if operation == Operation.SCATTER:
+        return _unicast(others, payload, limits)
+    if operation in (Operation.GATHER, Operation.REDUCE):
+        return others * _unicast(1, payload, limits)
+    if operation == Operation.ALLGATHER or is_one_round(size):
+        return size * _multicast(others, payload, limits)
+    return others * _unicast(1, payload, limits) + _multicast(others, payload, limits)
+
+
+def puts(operation: Operation, size: int) -> int:
+    """Objects that all ranks together write on the object channel: one for each that sends."""
+    if size == 1:
+        return 0
+    if operation in (Operation.BCAST, Operation.SCATTER):
+        return 1
+    if operation in (Operation.GATHER, Operation.REDUCE):
+        return size - 1
+    if operation in (Operation.ALLGATHER, Operation.NEIGHBOR_ALLTOALL) or is_one_round(size):
+        return size
+    return size
+
+
+def _others(size: int, rank: int) -> tuple[int, ...]:
+    return tuple(other for other in range(size) if other != rank)
+
+
+def _multicast(ranks: int, payload: int, limits: MessageLimits) -> int:
+    """One payload for all: a frame a part, for every `fanout` ranks again."""
+    full, rest = divmod(ranks, limits.fanout)
+    groups = [limits.fanout] * full + ([rest] if rest else [])
+    return _batches([n for n in groups for n in _frames(payload, n, limits)], limits)
+
+
+def _unicast(ranks: int, payload: int, limits: MessageLimits) -> int:
+    """A payload for each."""
+    return _batches([n for _ in range(ranks) for n in _frames(payload, 1, limits)], limits)
+
+
+def _frames(payload: int, destinations: int, limits: MessageLimits) -> list[int]:
+    head = overhead(destinations)
+    room = limits.message - head
+    full, rest = divmod(payload, room)
+    return [limits.message] * full + ([head + rest] if rest or not full else [])
+
+
+def _batches(frames: list[int], limits: MessageLimits) -> int:
+    """How many publishes hold frames of these sizes, the largest placed first."""
+    batches: list[tuple[int, int]] = []
+    for size in sorted(frames, reverse=True):
+        for i, (used, count) in enumerate(batches):
+            if used + size <= limits.batch and count < limits.batch_messages:
+                batches[i] = (used + size, count + 1)
+                break
+        else:
+            batches.append((size, 1))
+    return len(batches)

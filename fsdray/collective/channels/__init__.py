@@ -1,0 +1,119 @@
+"""Channels: how a communicator's messages move, and the gang's meeting place on each.
+
+A channel batches, splits, multicasts and acknowledges; what arrives it deposits in the mailbox.
+`queue` moves frames through messages, `object` through objects. To add a channel, add a module
+here with a `Channel` and name it in `open_channel`, `prepare`, `announce` and `clear`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fsdray.collective.channels import object as object_channel
+from fsdray.collective.channels import queue as queue_channel
+from fsdray.collective.parcels import Outgoing
+from fsdray.collective.frames import Codec, Frame, Key, Operation
+from fsdray.collective.mailbox import Mailbox
+from fsdray.services import Backend
+
+__all__ = ["Channel", "Outgoing", "Rendezvous", "announce", "clear", "open_channel", "prepare"]
+
+
+class Channel(Protocol):
+    """Moves the frames of one rank.
+
+    Guarantees: `post` returns when the services have accepted all; after `collect` returned, the
+    mailbox holds at least one of the keys' messages that it did not hold before.
+    """
+
+    @property
+    def written(self) -> Sequence[str]:
+        """Objects that this rank wrote and that must be removed when the gang has ended."""
+        ...
+
+    async def post(self, outgoing: Outgoing) -> None:
+        """Send one operation's parcels."""
+        ...
+
+    async def collect(self, keys: Sequence[Key]) -> None:
+        """Wait until something new has come for one of `keys`, none of which is held yet."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way, such as acknowledgements."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of one gang meet: its id (32 hex digits, new for each gang) and inboxes."""
+
+    gang: str
+    channel: str
+    inboxes: tuple[str, ...]
+
+    @property
+    def epoch(self) -> bytes:
+        return bytes.fromhex(self.gang)
+
+
+async def prepare(backend: Backend, channel: str, size: int) -> Rendezvous:
+    """A meeting place for a new gang of `size` ranks; `clear` gives it back."""
+    inboxes = tuple(await backend.messages.lease(size)) if channel == "queue" else ()
+    return Rendezvous(secrets.token_hex(16), channel, inboxes)
+
+
+def open_channel(
+    backend: Backend, rendezvous: Rendezvous, rank: int, size: int, mailbox: Mailbox
+) -> Channel:
+    """The channel of one rank."""
+    if rendezvous.channel == "queue":
+        return queue_channel.QueueChannel(
+            backend.messages, rendezvous.epoch, rank, rendezvous.inboxes, mailbox
+        )
+    return object_channel.ObjectChannel(
+        backend.objects, rendezvous.gang, rendezvous.epoch, rank, size, mailbox
+    )
+
+
+async def announce(
+    backend: Backend, rendezvous: Rendezvous, source: int, size: int, why: bytes
+) -> None:
+    """Tell every rank that the gang is broken; `why` goes to each rank's mailbox as it is."""
+    frame = Frame(
+        epoch=rendezvous.epoch,
+        operation=Operation.ABORT,
+        codec=Codec.RAW,
+        communicator=0,
+        number=0,
+        source=source,
+        destinations=tuple(range(size)),
+        tag=0,
+        part=0,
+        parts=1,
+        payload=why,
+    )
+    if rendezvous.channel == "queue":
+        await queue_channel.announce(backend.messages, rendezvous.inboxes, frame)
+    else:
+        await object_channel.announce(backend.objects, rendezvous.gang, frame)
+
+
+async def clear(
+    backend: Backend, rendezvous: Rendezvous, written: Sequence[str], is_broken: bool
+) -> None:
+    """Leave nothing of a gang behind: its inboxes, and the objects that its ranks wrote.
+
+    Only a broken gang's objects are looked for by listing, which is billed: its dead ranks cannot
+    say what they wrote.
+    """
+    if rendezvous.channel == "queue":
+        await backend.messages.release(rendezvous.inboxes)
+    elif is_broken:
+        prefix = object_channel.prefix(rendezvous.gang)
+        await backend.objects.delete(await backend.objects.list(prefix))
+    elif written:
+        await backend.objects.delete(written)

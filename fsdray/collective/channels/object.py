@@ -1,0 +1,215 @@
+"""The object channel: what a rank sends in one operation is one object, read by ranges.
+
+An object starts with an index of its frames, so a reader fetches the head, which often holds its
+frame too, and at most one range more. Keys are known, so nothing is ever listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Sequence
+
+from fsdray.collective.parcels import Outgoing, Parcel
+from fsdray.collective.frames import (
+    Codec,
+    Corrupted,
+    Frame,
+    Key,
+    Operation,
+    head_size,
+    pack,
+    pack_parts,
+    unpack,
+)
+from fsdray.collective.mailbox import Mailbox
+from fsdray.errors import CollectiveError, MismatchedCollective
+from fsdray.services import KIB, MIB, Blob, Buffer, Objects, Pace
+
+HEAD = 64 * KIB  # bytes of the first read: an index, and small frames behind it
+ABORT_PACE = Pace(first=0.5, factor=1.5, ceiling=5.0)  # seconds between looks for an abort
+_WAIT = 900.0  # seconds of one wait; deadlines are the communicator's
+_PATIENCE = 0.25  # seconds of waiting before a rank looks for an abort at all
+_ALIGN = 64  # bytes: arrays are used where they lie in a mapped object
+_BLOCKING = 4 * MIB  # checksums of more than this are left to a thread
+_COUNT = struct.Struct("<II")  # frames, bytes of index
+_ENTRY = struct.Struct("<QQI")  # offset, length, destinations
+_RANK = struct.Struct("<I")
+
+
+def prefix(gang: str) -> str:
+    """Where all objects of a gang lie; it starts with random digits, which spreads S3's load."""
+    return f"{gang}/"
+
+
+class ObjectChannel:
+    """See `fsdray.collective.channels.Channel`."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        gang: str,
+        epoch: bytes,
+        rank: int,
+        size: int,
+        mailbox: Mailbox,
+    ) -> None:
+        self._objects = objects
+        self._gang = gang
+        self._epoch = epoch
+        self._rank = rank
+        self._size = size
+        self._mailbox = mailbox
+        self._fetching: dict[Key, asyncio.Task[None]] = {}
+        self.written: list[str] = []
+
+    async def post(self, outgoing: Outgoing) -> None:
+        if not outgoing.parcels:
+            return
+        first = outgoing.parcels[0].destinations[0]
+        key = Key(
+            outgoing.communicator,
+            outgoing.operation == Operation.SEND,
+            outgoing.number,
+            self._rank,
+        )
+        path = self._path(key, first)
+        data = combine(self._epoch, self._rank, outgoing)
+        # A twin's object is the same object: who comes second finds it written.
+        await self._objects.put(path, data, if_absent=True)
+        self.written.append(path)
+
+    async def collect(self, keys: Sequence[Key]) -> None:
+        changed = self._mailbox.changed()
+        for key in keys:
+            if key not in self._fetching:
+                self._fetching[key] = asyncio.create_task(self._fetch(key))
+        fetching = [self._fetching[key] for key in keys]
+        watch: asyncio.Task[None] | None = None
+        try:
+            while not changed.done():
+                waits = [changed, *(task for task in fetching if not task.done())]
+                patience = _PATIENCE if watch is None else None
+                done, _ = await asyncio.wait(
+                    waits if watch is None else [*waits, watch],
+                    timeout=patience,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in fetching:
+                    if task.done():
+                        task.result()
+                if not done and watch is None:
+                    watch = asyncio.create_task(self._watch_abort())
+            changed.result()
+        finally:
+            changed.cancel()
+            if watch is not None:
+                watch.cancel()
+
+    async def close(self) -> None:
+        for task in self._fetching.values():
+            task.cancel()
+        if self._fetching:
+            await asyncio.wait(list(self._fetching.values()))
+
+    async def _fetch(self, key: Key) -> None:
+        try:
+            path = self._path(key, self._rank)
+            blob = None
+            while blob is None:
+                blob = await self._objects.get(path, range=(0, HEAD), wait=_WAIT)
+            start, end = await self._locate(path, blob)
+            data = blob.data[start:end] if end <= len(blob.data) else None
+            if data is None:
+                rest = await self._objects.get(path, range=(start, end))
+                if rest is None:
+                    raise CollectiveError(f"object {path!r} vanished while it was read")
+                data = rest.data
+            if len(data) > _BLOCKING:
+                frame = await asyncio.to_thread(unpack, data)
+            else:
+                frame = unpack(data)
+            self._mailbox.deposit(frame)
+        except Corrupted as error:
+            raise CollectiveError(f"object {path!r} is damaged: {error}") from error
+        finally:
+            self._fetching.pop(key, None)
+
+    async def _locate(self, path: str, blob: Blob) -> tuple[int, int]:
+        """Where in the object this rank's frame lies."""
+        head = blob.data
+        count, index_size = _COUNT.unpack_from(head)
+        if index_size > len(head):
+            more = await self._objects.get(path, range=(0, index_size))
+            if more is None:
+                raise CollectiveError(f"object {path!r} vanished while it was read")
+            head = more.data
+        at = _COUNT.size
+        for _ in range(count):
+            offset, length, destinations = _ENTRY.unpack_from(head, at)
+            at += _ENTRY.size
+            for _ in range(destinations):
+                if _RANK.unpack_from(head, at)[0] == self._rank:
+                    return offset, offset + length
+                at += _RANK.size
+        raise MismatchedCollective(
+            f"rank {self._rank} waits for a message in {path!r}, which holds none for it: "
+            "the ranks called different operations, or with other sources and destinations"
+        )
+
+    async def _watch_abort(self) -> None:
+        blob = None
+        while blob is None:
+            blob = await self._objects.get(abort_key(self._gang), wait=_WAIT, pace=ABORT_PACE)
+        self._mailbox.deposit(unpack(blob.data))
+
+    def _path(self, key: Key, destination: int) -> str:
+        """One object an operation and source; of sends, one for each pair of ranks."""
+        kind = f"send-{destination}" if key.is_send else "all"
+        return f"{prefix(self._gang)}{key.communicator}/{kind}/{key.number}/{key.source}"
+
+
+def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
+    """One object of all parcels: an index, then their frames, their payloads aligned."""
+    index_size = _COUNT.size + sum(
+        _ENTRY.size + _RANK.size * len(parcel.destinations) for parcel in outgoing.parcels
+    )
+    index = [_COUNT.pack(len(outgoing.parcels), index_size)]
+    body: list[Buffer] = []
+    at = index_size
+    for parcel in outgoing.parcels:
+        head = head_size(len(parcel.destinations))
+        pad = -(at + head) % _ALIGN
+        packed = pack_parts(_frame(epoch, source, outgoing, parcel), parcel.payload)
+        length = sum(memoryview(part).nbytes for part in packed)
+        index.append(_ENTRY.pack(at + pad, length, len(parcel.destinations)))
+        index += map(_RANK.pack, parcel.destinations)
+        body += (bytes(pad), *packed)
+        at += pad + length
+    return [b"".join(index), *body]
+
+
+async def announce(objects: Objects, gang: str, frame: Frame) -> None:
+    """Write the object that waiting ranks look for."""
+    await objects.put(abort_key(gang), pack(frame), if_absent=True)
+
+
+def abort_key(gang: str) -> str:
+    """The key that is there when the gang is broken."""
+    return f"{prefix(gang)}abort"
+
+
+def _frame(epoch: bytes, source: int, outgoing: Outgoing, parcel: Parcel) -> Frame:
+    return Frame(
+        epoch=epoch,
+        operation=outgoing.operation,
+        codec=Codec(parcel.codec),
+        communicator=outgoing.communicator,
+        number=outgoing.number,
+        source=source,
+        destinations=parcel.destinations,
+        tag=outgoing.tag,
+        part=0,
+        parts=1,
+        payload=b"",
+    )

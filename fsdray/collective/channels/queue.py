@@ -1,0 +1,123 @@
+"""The queue channel: frames through inboxes, batched, multicast and acknowledged.
+
+A batch mixes targets and holds as many frames as the service takes at once. Reading goes on only
+while somebody waits, so that frames gather meanwhile and few receives are billed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from fsdray.collective.parcels import Outgoing, frames
+from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
+from fsdray.collective.mailbox import Mailbox
+from fsdray.services import Delivery, Message, MessageLimits, Messages
+
+
+T = TypeVar("T")
+
+
+class QueueChannel:
+    """See `fsdray.collective.channels.Channel`."""
+
+    def __init__(
+        self,
+        messages: Messages,
+        epoch: bytes,
+        rank: int,
+        inboxes: Sequence[str],
+        mailbox: Mailbox,
+    ) -> None:
+        self._messages = messages
+        self._epoch = epoch
+        self._rank = rank
+        self._inboxes = inboxes
+        self._mailbox = mailbox
+        self._reading: asyncio.Task[None] | None = None
+        self._acknowledging: set[asyncio.Task[None]] = set()
+        self.written: Sequence[str] = ()
+        self.corrupted = 0  # frames that were refused; the service delivers them again
+
+    async def post(self, outgoing: Outgoing) -> None:
+        limits = self._messages.limits
+        ready: list[Message] = []
+        for parcel in outgoing.parcels:
+            for some in _chunks(parcel.destinations, limits.fanout):
+                room = limits.message - overhead(len(some))
+                addressed = type(parcel)(some, parcel.codec, parcel.payload)
+                ready += (
+                    Message(pack(frame), tuple(self._inboxes[rank] for rank in some))
+                    for frame in frames(self._epoch, self._rank, outgoing, addressed, room)
+                )
+        await asyncio.gather(*(self._messages.publish(batch) for batch in batches(ready, limits)))
+
+    async def collect(self, keys: Sequence[Key]) -> None:
+        # One reader serves all who wait at the same time.
+        changed = self._mailbox.changed()
+        try:
+            while not changed.done():
+                if self._reading is None or self._reading.done():
+                    self._reading = asyncio.create_task(self._read())
+                await asyncio.wait(
+                    (changed, self._reading), return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._reading.done():
+                    self._reading.result()
+            changed.result()
+        finally:
+            changed.cancel()
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        if self._acknowledging:
+            await asyncio.wait(list(self._acknowledging))
+
+    async def _read(self) -> None:
+        """One receive; what is held is acknowledged, beside the way."""
+        deliveries = await self._messages.receive(
+            self._inboxes[self._rank], wait=self._messages.limits.wait
+        )
+        held: list[Delivery] = []
+        for delivery in deliveries:
+            try:
+                frame = unpack(delivery.body)
+            except Corrupted:
+                self.corrupted += 1
+                continue
+            self._mailbox.deposit(frame)
+            held.append(delivery)
+        for some in _chunks(held, self._messages.limits.acknowledge):
+            task = asyncio.create_task(self._messages.acknowledge(some))
+            self._acknowledging.add(task)
+            task.add_done_callback(self._acknowledging.discard)
+
+
+def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list[Message]]:
+    """Messages in as few publishes as the limits allow, first fit in order of size."""
+    open_batches: list[tuple[int, list[Message]]] = []
+    for message in sorted(messages, key=lambda m: -len(m.body)):
+        size = len(message.body)
+        for i, (used, batch) in enumerate(open_batches):
+            if used + size <= limits.batch and len(batch) < limits.batch_messages:
+                batch.append(message)
+                open_batches[i] = (used + size, batch)
+                break
+        else:
+            open_batches.append((size, [message]))
+    return (batch for _, batch in open_batches)
+
+
+async def announce(messages: Messages, inboxes: Sequence[str], frame: Frame) -> None:
+    """Publish an abort to every rank."""
+    assert frame.operation == Operation.ABORT
+    body = pack(frame)
+    for some in _chunks(tuple(inboxes), messages.limits.fanout):
+        await messages.publish([Message(body, tuple(some))])
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[at : at + size] for at in range(0, len(items), size))

@@ -1,0 +1,167 @@
+"""Frames: the keyed pieces in which messages travel, as bytes.
+
+The header says all that a receiver needs to put a piece where it belongs, once, whatever order
+and however often it arrives. What is done with frames is in `fsdray.collective.mailbox`.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fsdray.services import Buffer
+
+VERSION = 1
+_HEADER = struct.Struct("<2sBBBB16sIQIqIIQI")
+_TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
+_MAGIC = b"FR"
+_RANK = struct.Struct("<I")
+
+
+class Operation(enum.IntEnum):
+    """What the ranks called; frames carry it so that a mismatch can be told."""
+
+    SEND = 1
+    BCAST = 2
+    SCATTER = 3
+    GATHER = 4
+    ALLGATHER = 5
+    REDUCE = 6
+    ALLREDUCE = 7
+    BARRIER = 8
+    NEIGHBOR_ALLTOALL = 9
+    ABORT = 10
+
+
+class Codec(enum.IntEnum):
+    """How the payload of a whole message is packed."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which message of a gang: the `number`-th of its kind that `source` sent.
+
+    Collectives are numbered in the order in which a communicator calls them; sends (`is_send`)
+    for each pair of ranks. No attempt is in it: a twin's frame is the same frame.
+    """
+
+    communicator: int
+    is_send: bool
+    number: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Part `part` of `parts` of one message from `source` to `destinations`."""
+
+    epoch: bytes  # 16 bytes: the gang
+    operation: Operation
+    codec: Codec
+    communicator: int
+    number: int
+    source: int
+    destinations: tuple[int, ...]
+    tag: int
+    part: int
+    parts: int
+    payload: Buffer
+
+    @property
+    def key(self) -> Key:
+        return Key(self.communicator, self.operation == Operation.SEND, self.number, self.source)
+
+
+class Corrupted(ValueError):
+    """Bytes that are not a whole frame as it was sent."""
+
+
+def head_size(destinations: int) -> int:
+    """Bytes of a frame to so many ranks before its payload."""
+    return _HEADER.size + destinations * _RANK.size
+
+
+def overhead(destinations: int) -> int:
+    """Bytes of a frame to so many ranks beside its payload."""
+    return head_size(destinations) + _TRAILER.size
+
+
+def pack(frame: Frame) -> bytes:
+    """The frame as bytes, its checksum over all that comes before it."""
+    return b"".join(pack_parts(frame, [frame.payload]))
+
+
+def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
+    """`pack`, without copying a payload that is in several buffers; the frame's own is unused."""
+    head = _HEADER.pack(
+        _MAGIC,
+        VERSION,
+        frame.operation,
+        frame.codec,
+        0,
+        frame.epoch,
+        frame.communicator,
+        frame.number,
+        frame.source,
+        frame.tag,
+        frame.part,
+        frame.parts,
+        sum(memoryview(part).nbytes for part in payload),
+        len(frame.destinations),
+    ) + b"".join(map(_RANK.pack, frame.destinations))
+    mac = bytes(16)
+    checksum = zlib.crc32(head)
+    for part in payload:
+        checksum = zlib.crc32(part, checksum)
+    return [head, *payload, _TRAILER.pack(mac, zlib.crc32(mac, checksum))]
+
+
+def unpack(data: Buffer) -> Frame:
+    """The frame in `data`; its payload is a view of it.
+
+    Raises
+    ------
+    Corrupted
+        where the bytes are not what `pack` wrote.
+    """
+    view = memoryview(data)
+    if view.nbytes < _HEADER.size + _TRAILER.size:
+        raise Corrupted(f"{view.nbytes} bytes are no frame")
+    magic, version, operation, codec, _, epoch, comm, number, source, tag, part, parts, n, ranks = (
+        _HEADER.unpack_from(view)
+    )
+    start = _HEADER.size + ranks * _RANK.size
+    if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
+        raise Corrupted("a frame of another version, or cut short")
+    mac, checksum = _TRAILER.unpack_from(view, start + n)
+    if zlib.crc32(mac, zlib.crc32(view[: start + n])) != checksum:
+        raise Corrupted("a frame whose checksum does not match")
+    destinations = tuple(
+        _RANK.unpack_from(view, _HEADER.size + i * _RANK.size)[0] for i in range(ranks)
+    )
+    return Frame(
+        epoch,
+        Operation(operation),
+        Codec(codec),
+        comm,
+        number,
+        source,
+        destinations,
+        tag,
+        part,
+        parts,
+        view[start : start + n],
+    )
+
+
+def split(payload: Sequence[Buffer], limit: int) -> list[memoryview]:
+    """A payload, joined, in pieces of at most `limit` bytes; an empty one is one piece."""
+    joined = payload[0] if len(payload) == 1 else b"".join(payload)
+    view = memoryview(joined).cast("B")
+    return [view[at : at + limit] for at in range(0, max(1, view.nbytes), limit)]

@@ -1,0 +1,178 @@
+"""The mailbox: exactly once, over channels that deliver at least once and in any order.
+
+Frames are deposited as they come; a message is there once all its parts are, it is taken once,
+and whatever arrives of it afterwards is dropped. Nothing above knows that services repeat and
+reorder. Virtual time needs nothing here: there is no clock in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fsdray.collective.parcels import Outgoing
+from fsdray.collective.frames import Codec, Frame, Key, Operation
+from fsdray.services import Buffer
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A whole message."""
+
+    source: int
+    operation: Operation
+    tag: int
+    codec: Codec
+    payload: Buffer
+
+
+@dataclass
+class _Sends:
+    """Sends of one rank on one communicator, made ready in the order in which it sent them."""
+
+    next: int = 0
+    early: dict[int, Letter] = field(default_factory=dict)
+    ready: deque[Letter] = field(default_factory=deque)
+
+
+class Mailbox:
+    """Messages of one rank of one gang; used on the loop only.
+
+    Parameters
+    ----------
+    aborted : told what an abort frame says, once for each that comes; it is to call `fail`.
+    """
+
+    def __init__(
+        self, epoch: bytes, rank: int, aborted: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        self._epoch = epoch
+        self._rank = rank
+        self._aborted = aborted
+        self._parts: dict[Key, dict[int, Frame]] = {}
+        self._letters: dict[Key, Letter] = {}
+        self._taken: dict[int, set[tuple[int, int]]] = {}  # (number, source), by communicator
+        self._floor: dict[int, int] = {}  # collectives before this number are over
+        self._sends: dict[tuple[int, int], _Sends] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._failure: Callable[[], BaseException] | None = None
+        self.dropped = 0  # frames that were duplicates, stale, or not for this rank
+
+    def deposit(self, frame: Frame) -> None:
+        """Keep a frame, unless it is known, over, or another gang's."""
+        key = frame.key
+        if (
+            frame.epoch != self._epoch
+            or self._rank not in frame.destinations
+            or self._is_known(key)
+        ):
+            self.dropped += 1
+            return
+        if frame.operation == Operation.ABORT:
+            self._aborted(bytes(frame.payload))
+            return
+        parts = self._parts.setdefault(key, {})
+        if frame.part in parts:
+            self.dropped += 1
+            return
+        parts[frame.part] = frame
+        if len(parts) == frame.parts:
+            del self._parts[key]
+            self._complete(key, [parts[i] for i in range(frame.parts)])
+
+    def keep_own(self, outgoing: Outgoing) -> None:
+        """Keep what this rank sends to itself."""
+        for parcel in outgoing.parcels:
+            payload = bytearray().join(parcel.payload)
+            key = Key(outgoing.communicator, True, outgoing.number, self._rank)
+            self._keep(
+                key,
+                Letter(self._rank, outgoing.operation, outgoing.tag, parcel.codec, payload),
+            )
+
+    def has(self, key: Key) -> bool:
+        """Whether the whole message is there, to be taken."""
+        return key in self._letters
+
+    def take(self, key: Key) -> Letter:
+        """Take a message that is there."""
+        self._taken.setdefault(key.communicator, set()).add((key.number, key.source))
+        return self._letters.pop(key)
+
+    def close_below(self, communicator: int, number: int) -> None:
+        """All collectives of a communicator before `number` are over at this rank."""
+        self._floor[communicator] = number
+        taken = self._taken.get(communicator)
+        if taken is not None:
+            taken -= {known for known in taken if known[0] < number}
+
+    def match(self, communicator: int, sources: Iterable[int], tag: int | None) -> Letter | None:
+        """Take the first send of one of `sources` with `tag` (None: any), if one is there."""
+        for source in sources:
+            sends = self._sends.get((communicator, source))
+            for letter in sends.ready if sends is not None else ():
+                if tag is None or letter.tag == tag:
+                    assert sends is not None
+                    sends.ready.remove(letter)
+                    return letter
+        return None
+
+    def next_send(self, communicator: int, source: int) -> Key:
+        """The key of the first send of `source` that is not there yet."""
+        sends = self._sends.get((communicator, source))
+        return Key(communicator, True, sends.next if sends is not None else 0, source)
+
+    def changed(self) -> asyncio.Future[None]:
+        """Done when a message has become whole; it raises where the gang is broken."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._failure is not None:
+            woken.set_exception(self._failure())
+        else:
+            self._waiting.add(woken)
+            woken.add_done_callback(self._waiting.discard)
+        return woken
+
+    def check(self) -> None:
+        """Raise if the gang is broken."""
+        if self._failure is not None:
+            raise self._failure()
+
+    def fail(self, failure: Callable[[], BaseException]) -> None:
+        """The gang is broken: waits for what is not there raise an error of their own each."""
+        self._failure = failure
+        for woken in list(self._waiting):
+            if not woken.done():
+                woken.set_exception(failure())
+
+    def _is_known(self, key: Key) -> bool:
+        if key.is_send:
+            sends = self._sends.get((key.communicator, key.source))
+            return sends is not None and (key.number < sends.next or key.number in sends.early)
+        return (
+            key.number < self._floor.get(key.communicator, 0)
+            or key in self._letters
+            or (key.number, key.source) in self._taken.get(key.communicator, ())
+        )
+
+    def _complete(self, key: Key, frames: list[Frame]) -> None:
+        first = frames[0]
+        payload = first.payload
+        if len(frames) > 1 or memoryview(payload).readonly:
+            # Receivers may write what they receive, and want it aligned.
+            payload = bytearray().join(frame.payload for frame in frames)
+        self._keep(key, Letter(key.source, first.operation, first.tag, first.codec, payload))
+
+    def _keep(self, key: Key, letter: Letter) -> None:
+        if key.is_send:
+            sends = self._sends.setdefault((key.communicator, key.source), _Sends())
+            sends.early[key.number] = letter
+            while sends.next in sends.early:
+                sends.ready.append(sends.early.pop(sends.next))
+                sends.next += 1
+        else:
+            self._letters[key] = letter
+        for woken in list(self._waiting):
+            if not woken.done():
+                woken.set_result(None)

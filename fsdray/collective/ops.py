@@ -1,0 +1,86 @@
+"""Reduction operations under MPI's names; any callable of two values serves as well.
+
+They take what two ranks gave, the lower rank's first, and work element by element on arrays.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Op: TypeAlias = Callable[[Any, Any], Any]
+
+
+def SUM(left: Any, right: Any) -> Any:  # noqa: N802  MPI's name
+    """``left + right``: numbers and arrays add, lists and strings join."""
+    return left + right
+
+
+def PROD(left: Any, right: Any) -> Any:  # noqa: N802
+    """``left * right``."""
+    return left * right
+
+
+def MAX(left: Any, right: Any) -> Any:  # noqa: N802
+    """The larger; of equals the lower rank's."""
+    if _is_array(left, right):
+        return np.maximum(left, right)
+    return right if right > left else left
+
+
+def MIN(left: Any, right: Any) -> Any:  # noqa: N802
+    """The smaller; of equals the lower rank's."""
+    if _is_array(left, right):
+        return np.minimum(left, right)
+    return right if right < left else left
+
+
+def LAND(left: Any, right: Any) -> Any:  # noqa: N802
+    """Logical and."""
+    return np.logical_and(left, right) if _is_array(left, right) else bool(left) and bool(right)
+
+
+def LOR(left: Any, right: Any) -> Any:  # noqa: N802
+    """Logical or."""
+    return np.logical_or(left, right) if _is_array(left, right) else bool(left) or bool(right)
+
+
+def LXOR(left: Any, right: Any) -> Any:  # noqa: N802
+    """Logical exclusive or."""
+    return np.logical_xor(left, right) if _is_array(left, right) else bool(left) != bool(right)
+
+
+BAND: Op = operator.and_
+BOR: Op = operator.or_
+BXOR: Op = operator.xor
+
+
+def MAXLOC(left: Any, right: Any) -> Any:  # noqa: N802
+    """Of two ``(value, location)`` pairs the larger; of equal values the lower location."""
+    return _loc(left, right, right[0] > left[0])
+
+
+def MINLOC(left: Any, right: Any) -> Any:  # noqa: N802
+    """Of two ``(value, location)`` pairs the smaller; of equal values the lower location."""
+    return _loc(left, right, right[0] < left[0])
+
+
+def fold(op: Op, values: list[Any]) -> Any:
+    """The values reduced in their order: ``op(op(v0, v1), v2)``, and so on."""
+    result = values[0]
+    for value in values[1:]:
+        result = op(result, value)
+    return result
+
+
+def _is_array(left: Any, right: Any) -> bool:
+    return isinstance(left, np.ndarray) or isinstance(right, np.ndarray)
+
+
+def _loc(left: Any, right: Any, right_wins: bool) -> Any:
+    if left[0] == right[0]:
+        return (left[0], min(left[1], right[1]))
+    return right if right_wins else left

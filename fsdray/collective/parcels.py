@@ -1,0 +1,52 @@
+"""What a rank hands to a channel: one operation's parcels, and how a parcel becomes frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fsdray.collective.frames import Codec, Frame, Operation, split
+from fsdray.services import Buffer
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One payload for one or more ranks."""
+
+    destinations: tuple[int, ...]
+    codec: Codec
+    payload: Sequence[Buffer]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """All that a rank sends in one operation."""
+
+    operation: Operation
+    communicator: int
+    number: int
+    tag: int
+    parcels: Sequence[Parcel]
+
+
+def frames(
+    epoch: bytes, source: int, outgoing: Outgoing, parcel: Parcel, limit: int
+) -> list[Frame]:
+    """A parcel's frames, with at most `limit` bytes of payload in each."""
+    pieces = split(parcel.payload, limit)
+    return [
+        Frame(
+            epoch=epoch,
+            operation=outgoing.operation,
+            codec=parcel.codec,
+            communicator=outgoing.communicator,
+            number=outgoing.number,
+            source=source,
+            destinations=parcel.destinations,
+            tag=outgoing.tag,
+            part=part,
+            parts=len(pieces),
+            payload=piece,
+        )
+        for part, piece in enumerate(pieces)
+    ]

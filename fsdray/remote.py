@@ -1,0 +1,206 @@
+"""``@fsdray.remote``: turns a function into one that runs elsewhere, and checks its options.
+
+What happens to a call from here on is in `fsdray.session`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+
+import cloudpickle
+
+from fsdray import session
+from fsdray.errors import SettingsError
+from fsdray.session import Submission
+from fsdray.settings import check_channel
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Options of a call; None means the session's setting.
+
+    Parameters
+    ----------
+    num_returns : how many refs a call returns; with 0 it returns None, with more than one the
+        function must return as many values.
+    memory : MB that the call may use. timeout : seconds that it may take.
+    name : what the call is called in logs and errors; by default the function's own name.
+    world_size : ranks of a gang; the call returns a list of one ref a rank.
+    channel : how the gang talks: ``"queue"`` or ``"object"``.
+    """
+
+    num_returns: int = 1
+    memory: int | None = None
+    timeout: float | None = None
+    name: str | None = None
+    world_size: int | None = None
+    channel: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.num_returns) or self.num_returns < 0:
+            raise SettingsError(f"num_returns={self.num_returns!r}: give a whole number from 0")
+        if self.memory is not None and (not _is_int(self.memory) or self.memory < 1):
+            raise SettingsError(f"memory={self.memory!r}: give whole MB of at least 1")
+        if self.timeout is not None and (
+            not isinstance(self.timeout, int | float) or not self.timeout > 0
+        ):
+            raise SettingsError(f"timeout={self.timeout!r}: give seconds above 0")
+        if self.name is not None and not isinstance(self.name, str):
+            raise SettingsError(f"name={self.name!r}: give a string")
+        if self.world_size is not None and (not _is_int(self.world_size) or self.world_size < 1):
+            raise SettingsError(f"world_size={self.world_size!r}: give a whole number from 1")
+        if self.world_size is not None and self.num_returns != 1:
+            raise SettingsError("a gang returns one ref a rank: world_size excludes num_returns")
+        if self.channel is not None:
+            if self.world_size is None:
+                raise SettingsError("channel is for gangs: give world_size too")
+            check_channel(self.channel)
+
+    def updated(self, changes: Mapping[str, Any]) -> TaskOptions:
+        """These options with some changed.
+
+        Raises
+        ------
+        SettingsError
+            for an option that does not exist or a value that it cannot have.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        for name in changes:
+            if name not in known:
+                raise SettingsError(
+                    f"unknown option {name!r}: a task takes {', '.join(sorted(known))}"
+                )
+        return dataclasses.replace(self, **changes)
+
+
+class RemoteFunction(Generic[P, R]):
+    """A function that runs elsewhere: ``f.remote(...)`` returns refs, ``f.options(...)`` varies it.
+
+    The function itself is ``f.__wrapped__``, to be called here.
+    """
+
+    def __init__(self, function: Callable[P, R], options: TaskOptions) -> None:
+        functools.update_wrapper(self, function)
+        self.__wrapped__ = function
+        self._options = options
+        self._signature = inspect.signature(function)
+        self._pickled: bytes | None = None
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Start a call.
+
+        Returns
+        -------
+        ObjectRef, or a list of them
+            One ref; a list where ``num_returns`` is above 1 or ``world_size`` is given (one ref a
+            rank); None where ``num_returns`` is 0.
+
+        Raises
+        ------
+        TypeError
+            where the arguments do not fit the function's signature.
+        SettingsError
+            where an argument cannot be pickled, an option cannot be had, or a gang cannot be
+            whole. Nothing has started.
+        """
+        self._signature.bind(*args, **kwargs)
+        here = session.current()
+        options, settings = self._options, here.settings
+        refs = here.submit(
+            Submission(
+                name=options.name or self.__name__,
+                function=self._pickle(),
+                args=args,
+                kwargs=kwargs,
+                num_returns=options.num_returns,
+                memory=options.memory or settings.memory,
+                timeout=options.timeout or settings.timeout,
+                world_size=options.world_size,
+                channel=options.channel or settings.channel,
+            )
+        )
+        if options.world_size is not None or options.num_returns > 1:
+            return refs
+        return refs[0] if refs else None
+
+    def options(self, **changes: Any) -> RemoteFunction[P, R]:
+        """The same function with other options; see `TaskOptions`."""
+        other = RemoteFunction(self.__wrapped__, self._options.updated(changes))
+        other._pickled = self._pickled
+        return other
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        raise TypeError(
+            f"{self.__name__} is a remote function: call {self.__name__}.remote(...) to run it "
+            f"elsewhere, or {self.__name__}.__wrapped__(...) to run it here"
+        )
+
+    def __repr__(self) -> str:
+        return f"<remote function {self.__module__}.{self.__qualname__}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self.__wrapped__, self._options)
+
+    def _pickle(self) -> bytes:
+        """The function's bytes, made at its first call: what it refers to is taken then."""
+        if self._pickled is None:
+            try:
+                self._pickled = cloudpickle.dumps(self.__wrapped__, protocol=5)
+            except Exception as error:
+                # Pickling runs the __reduce__ of whatever the closure holds.
+                raise SettingsError(
+                    f"{self.__name__} cannot be pickled, so it cannot run elsewhere: {error}. "
+                    "Look at what it refers to from outside"
+                ) from error
+        return self._pickled
+
+
+@overload
+def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+@overload
+def remote(**options: Any) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]: ...
+def remote(*args: Any, **options: Any) -> Any:
+    """Make a function remote: ``@fsdray.remote`` or ``@fsdray.remote(memory=2048, timeout=60)``.
+
+    Parameters
+    ----------
+    **options : see `TaskOptions`.
+
+    Raises
+    ------
+    SettingsError
+        for an unknown option or a bad value.
+    TypeError
+        for something that is not a function; classes (actors) are not supported.
+    """
+    checked = TaskOptions().updated(options)
+    if not args:
+        return lambda function: _made(function, checked)
+    if len(args) > 1 or options:
+        raise TypeError("use @fsdray.remote, or @fsdray.remote(option=value, ...)")
+    return _made(args[0], checked)
+
+
+def _made(function: Any, options: TaskOptions) -> RemoteFunction[Any, Any]:
+    if inspect.isclass(function):
+        raise TypeError(
+            f"{function.__name__} is a class: fsdray has tasks and gangs, not actors. Keep state "
+            "in the caller, in fsdray.put, or in the ranks of a gang"
+        )
+    if not callable(function):
+        raise TypeError(f"@fsdray.remote takes a function, not {type(function).__name__}")
+    return RemoteFunction(cast(Callable[..., Any], function), options)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+

@@ -1,0 +1,296 @@
+"""The three services that a backend provides, and the rules that all backends share.
+
+A backend is `Functions`, `Messages` and `Objects`; everything above this file is written once.
+The billing rules (what one request is, when a payload counts twice) live here too, because
+every backend must split in the same way; what a request costs lives in `fsdray.costs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from fsdray.errors import SettingsError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Anything contiguous that holds bytes."""
+
+KIB = 1024
+MIB = 1024 * KIB
+BILLING_UNIT = 64 * KIB
+"""SNS and SQS bill a request of up to 256 KB as one for each 64 KB begun (AWS price pages)."""
+
+Count: TypeAlias = Callable[[str, float], None]
+"""How a service reports a billed request: ``count("publish", 1)``. The names, which are also
+those on a receipt:
+
+==================  ==========================================================================
+``invoke``          calls of a function; ``gb_seconds`` what they ran (memory × billed time)
+``publish``         publish calls; ``publish_units`` the same in 64 KB units, as SNS bills them
+``publish_bytes``   payload published
+``receive``         receive calls, empty ones included; ``receive_units`` in 64 KB units
+``acknowledge``     acknowledgement (delete) calls of up to ten messages
+``put``, ``get``    objects written and read; ``put_bytes``, ``get_bytes`` their payload
+``miss``            reads of a key that was not there yet: billed as a get
+``list``            listings; ``delete`` is free on S3 and counted all the same
+==================  ==========================================================================
+"""
+
+
+def units(payload: int) -> int:
+    """Billed units of one SNS or SQS request with `payload` bytes: one for each 64 KB begun.
+
+    Source: AWS price pages for SNS and SQS; an empty request is billed as one.
+    """
+    return max(1, -(-payload // BILLING_UNIT))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a reader that waits for a key looks for it, where looking is billed.
+
+    The first look is at once; the waits between looks grow from `first` by `factor` up to
+    `ceiling`, all in seconds. The defaults follow S3's measured latencies (FACTS: a small GET
+    takes 27 ms): looking more often than a look takes would buy nothing.
+    """
+
+    first: float = 0.025
+    factor: float = 1.5
+    ceiling: float = 1.0
+
+    def misses(self, waited: float) -> int:
+        """Looks that found nothing, for a key that came after `waited` seconds."""
+        looks, at, step = 0, 0.0, self.first
+        while at < waited:
+            looks += 1
+            at += step
+            step = min(step * self.factor, self.ceiling)
+        return looks
+
+
+@dataclass(frozen=True)
+class FunctionLimits:
+    """What `Functions` accepts; the defaults are AWS Lambda's (2026-11)."""
+
+    payload: int = 6 * MIB  # bytes, each way, of a synchronous call
+    memory: tuple[int, int] = (128, 10_240)  # MB, least and most
+    timeout: float = 900.0  # seconds
+    concurrency: int = 1000  # calls at one time
+
+    def check(self, memory: int, timeout: float) -> None:
+        """Raise `SettingsError` for a memory (MB) or timeout (s) that no call can have."""
+        least, most = self.memory
+        if not least <= memory <= most:
+            raise SettingsError(f"memory={memory} MB: choose between {least} and {most} MB")
+        if not 0 < timeout <= self.timeout:
+            raise SettingsError(f"timeout={timeout} s: choose above 0 and up to {self.timeout} s")
+
+
+@dataclass(frozen=True)
+class MessageLimits:
+    """What `Messages` accepts; the defaults are SNS's and SQS's (2026-11)."""
+
+    message: int = 256 * KIB  # bytes of one message
+    batch: int = 256 * KIB  # bytes of one publish
+    batch_messages: int = 10  # messages of one publish
+    fanout: int = 200  # inboxes that one message reaches (filter policies a topic)
+    receive_messages: int = 10
+    receive: int = MIB  # bytes of one receive
+    acknowledge: int = 10  # deliveries of one acknowledgement
+    wait: float = 20.0  # seconds of one long poll
+    visibility: float = 30.0  # seconds until an unacknowledged delivery comes again
+
+
+@dataclass(frozen=True)
+class ObjectLimits:
+    """What `Objects` accepts; the defaults are S3's (2026-11)."""
+
+    key: int = 1024  # bytes of UTF-8
+    delete_keys: int = 1000  # keys of one delete
+
+
+@dataclass(frozen=True)
+class Message:
+    """Bytes for one or more inboxes."""
+
+    body: Buffer
+    inboxes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message as it arrived; `receipt` acknowledges this delivery of it."""
+
+    inbox: str
+    receipt: str
+    body: Buffer
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An object's bytes, or the range asked for.
+
+    `data` is private to the reader and writable (copy on write where it is shared memory);
+    `size` is the whole object's; `etag` changes with every put of the key.
+    """
+
+    data: memoryview
+    size: int
+    etag: str
+
+
+class Functions(Protocol):
+    """Runs calls.
+
+    Guarantees: a payload is never run twice by one `invoke`; a call that does not reply raises,
+    it never hangs past its timeout; calls run one at a time in an environment, and environments
+    are reused. Cancelling an `invoke` stops the call where the platform can.
+    """
+
+    @property
+    def limits(self) -> FunctionLimits: ...
+
+    async def invoke(
+        self, payload: Buffer, *, memory: int, timeout: float, label: str = ""
+    ) -> bytes:
+        """Run one worker on `payload` and return its reply.
+
+        Parameters
+        ----------
+        payload : at most ``limits.payload`` bytes.
+        memory : MB. timeout : seconds. label : for people; it names the call in logs.
+
+        Raises
+        ------
+        Throttled, OutOfMemory, FunctionTimeout, FunctionCrashed
+            each with the function's last log lines.
+        SettingsError
+            for a payload, memory or timeout beyond the limits; nothing has started.
+        """
+        ...
+
+    def admitted(self, count: int) -> AbstractAsyncContextManager[None]:
+        """Entered while a gang of `count` calls runs; waits until it can be whole.
+
+        Two gangs that were half started could wait for each other for ever, so a gang's calls
+        start only inside this. Raises `SettingsError` for a gang that never can be whole.
+        """
+        ...
+
+    def yielded(self) -> AbstractContextManager[None]:
+        """Entered while the call that runs in this process only waits for other calls.
+
+        A platform that can gives its concurrency to others meanwhile, so that nested waits
+        cannot deadlock.
+        """
+        ...
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """A hint: calls to come will import these modules, or call ``module:function``.
+
+        A platform that can loads them once ahead of time; others do nothing.
+        """
+        ...
+
+
+class Messages(Protocol):
+    """Publishes to inboxes.
+
+    Guarantees: at least once, in any order, to every inbox that is leased when `publish` is
+    called, whether or not its reader has started. A delivery that is not acknowledged within
+    ``limits.visibility`` seconds comes again. An idle reader uses no CPU.
+    """
+
+    @property
+    def limits(self) -> MessageLimits: ...
+
+    async def lease(self, count: int) -> list[str]:
+        """Take `count` empty inboxes until `release`."""
+        ...
+
+    async def release(self, inboxes: Sequence[str]) -> None:
+        """Give inboxes back; what is left in them is gone."""
+        ...
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Publish one batch, which may mix targets; entries that fail are retried inside.
+
+        Raises `SettingsError` where the batch is over the limits (the channel splits, not the
+        service) and `ServiceError` where an inbox is not leased.
+        """
+        ...
+
+    async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
+        """What is in the inbox, waiting up to `wait` seconds for the first; may be empty."""
+        ...
+
+    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Say that deliveries of one inbox are safely held: they will not come again."""
+        ...
+
+
+class Objects(Protocol):
+    """Keeps blobs.
+
+    Guarantees: a put is atomic, and a get, list or condition after it sees it; of several
+    conditional puts at once exactly one succeeds.
+    """
+
+    @property
+    def limits(self) -> ObjectLimits: ...
+
+    async def put(
+        self,
+        key: str,
+        data: Buffer | Sequence[Buffer],
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> str | None:
+        """Write an object (a sequence is written as one) and return its etag.
+
+        None says that the condition did not hold and nothing was written.
+        """
+        ...
+
+    async def get(
+        self,
+        key: str,
+        *,
+        range: tuple[int, int] | None = None,  # noqa: A002  S3's own word
+        wait: float | None = None,
+        pace: Pace = Pace(),  # noqa: B008  frozen
+    ) -> Blob | None:
+        """Read an object, or bytes ``range[0]`` up to and without ``range[1]`` of it.
+
+        A range past the end is cut. None says that the key is not there, after `wait` seconds
+        where given; `pace` says how often a platform that bills each look looks.
+        """
+        ...
+
+    async def list(self, prefix: str) -> list[str]:
+        """Keys that start with `prefix`, sorted."""
+        ...
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove keys; one that is not there is no error."""
+        ...
+
+
+class Backend(Protocol):
+    """A platform, connected: what an entry point of the group ``fsdray.backends`` returns."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def functions(self) -> Functions: ...
+    @property
+    def messages(self) -> Messages: ...
+    @property
+    def objects(self) -> Objects: ...
+
+    async def close(self) -> None:
+        """Stop what can be stopped and leave nothing behind."""
+        ...

@@ -1,0 +1,128 @@
+"""What a session runs with: one frozen dataclass from arguments, environment and config file.
+
+An argument of `fsdray.init` wins over ``FSDRAY_<NAME>`` in the environment, which wins over the
+TOML file that ``FSDRAY_CONFIG`` names (by default ``fsdray.toml`` in the working directory).
+Options of a single call are `fsdray.remote.TaskOptions`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fsdray.errors import SettingsError
+from fsdray.services import KIB, MIB
+
+CHANNELS = ("queue", "object")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that holds for a whole session.
+
+    Parameters
+    ----------
+    backend : the platform's name, as entry points of the group ``fsdray.backends`` give it.
+    concurrency : calls that may run at one time; a gang larger than this is refused.
+    memory : MB that a task has unless it says otherwise; Lambda gives one CPU at 1,769.
+    timeout : seconds that a task has unless it says otherwise.
+    channel : how gangs talk unless they say otherwise: ``"queue"`` or ``"object"``.
+    branching : invocations that the caller, and each rank of a gang, starts itself.
+    inline_limit : bytes; a larger argument or result travels through the object store.
+    directory : where the local backend keeps its objects; by default shared memory.
+    log_to_caller : whether what tasks print appears at the caller.
+    grace : seconds that the other ranks of a broken gang are given to see it themselves.
+    prices : path of a price table that replaces the packaged one.
+    """
+
+    backend: str = "local"
+    concurrency: int = max(32, 4 * (os.cpu_count() or 1))
+    memory: int = 1769
+    timeout: float = 900.0
+    channel: str = "queue"
+    branching: int = 4
+    inline_limit: int = 256 * KIB
+    directory: str | None = None
+    log_to_caller: bool = True
+    grace: float = 0.4
+    prices: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "memory", "branching", "inline_limit"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingsError(f"{name}={value!r}: give a whole number of at least 1")
+        for name in ("timeout", "grace"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+                raise SettingsError(f"{name}={value!r}: give seconds above 0")
+        check_channel(self.channel)
+        if self.inline_limit > 4 * MIB:
+            raise SettingsError(
+                f"inline_limit={self.inline_limit}: at most {4 * MIB}, since a call's payload "
+                "holds 6 MiB in all"
+            )
+
+
+def check_channel(channel: str) -> None:
+    """Raise `SettingsError` for a channel that does not exist."""
+    if channel not in CHANNELS:
+        raise SettingsError(f"channel={channel!r}: choose one of {', '.join(CHANNELS)}")
+
+
+def resolve(
+    arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Settings from arguments (None means not given), environment and config file.
+
+    Raises
+    ------
+    SettingsError
+        for an unknown name or a value that cannot be read, saying where it came from.
+    """
+    environ = os.environ if environment is None else environment
+    known = {f.name for f in dataclasses.fields(Settings)}
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise SettingsError(
+            f"unknown setting {unknown[0]!r}: fsdray.init knows {', '.join(sorted(known))}"
+        )
+    values = _from_file(environ.get("FSDRAY_CONFIG"), known)
+    for name in known:
+        text = environ.get(f"FSDRAY_{name.upper()}")
+        if text is not None:
+            values[name] = _read(name, text)
+    values.update({name: value for name, value in arguments.items() if value is not None})
+    return Settings(**values)
+
+
+def _from_file(named: str | None, known: set[str]) -> dict[str, Any]:
+    path = Path(named or "fsdray.toml")
+    if named is None and not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"cannot read the config file {path}: {error}") from error
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}")
+    return values
+
+
+def _read(name: str, text: str) -> Any:
+    kind = get_type_hints(Settings)[name]
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        return kind(text) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        raise SettingsError(
+            f"FSDRAY_{name.upper()}={text!r} cannot be read as {kind.__name__}"
+        ) from None

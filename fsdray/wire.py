@@ -1,0 +1,236 @@
+"""What crosses between caller and function: values, and the `Call` and `Reply` around them.
+
+A value is cloudpickled with its large buffers out of band and aligned, so that an array can be
+read where it lies. Where the bytes go (inline or into objects) is decided in `fsdray.session` and
+`fsdray.worker`; how an exception becomes a value, in `fsdray.failure`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import platform
+import struct
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import cloudpickle
+import numpy as np
+
+from fsdray._version import __version__
+from fsdray.errors import EnvironmentMismatch, SettingsError
+from fsdray.services import Buffer
+from fsdray.settings import Settings
+
+if TYPE_CHECKING:
+    from fsdray.refs import ObjectRef
+
+_HEAD = struct.Struct("<II")  # buffers, bytes of pickle
+_LENGTH = struct.Struct("<Q")
+_ALIGN = 64  # bytes: the widest vector load, so that arrays in place are as fast as any
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+
+
+# Values
+
+
+class _Collected(threading.local):
+    refs: list[ObjectRef[Any]] | None = None
+
+
+_collected = _Collected()
+
+
+@contextmanager
+def collecting() -> Iterator[list[ObjectRef[Any]]]:
+    """The refs that are pickled in this block, on this thread."""
+    outer, _collected.refs = _collected.refs, []
+    try:
+        yield _collected.refs
+    finally:
+        _collected.refs = outer
+
+
+def collect(ref: ObjectRef[Any]) -> None:
+    """Note that a ref is being pickled; called by the ref itself."""
+    if _collected.refs is not None:
+        _collected.refs.append(ref)
+
+
+def encode(value: Any) -> list[Buffer]:
+    """A value as buffers to be written one after the other.
+
+    Arrays are referred to, not copied: write the buffers before the value changes.
+
+    Raises
+    ------
+    SettingsError
+        naming what cannot be pickled.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        if type(value) in _PLAIN or (type(value) is np.ndarray and not value.dtype.hasobject):
+            body = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        else:
+            stream = io.BytesIO()
+            cloudpickle.Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+            body = stream.getbuffer()
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise SettingsError(
+            f"a value of type {type(value).__name__} cannot be pickled, so it cannot be sent: "
+            f"{error}"
+        ) from error
+    raws = [buffer.raw() for buffer in buffers]
+    head = b"".join(
+        (_HEAD.pack(len(raws), len(body)), *(_LENGTH.pack(raw.nbytes) for raw in raws))
+    )
+    parts: list[Buffer] = [head, body]
+    at = len(head) + len(body)
+    for raw in raws:
+        parts += (bytes(-at % _ALIGN), raw)
+        at += -at % _ALIGN + raw.nbytes
+    return parts
+
+
+def size(parts: Sequence[Buffer]) -> int:
+    """Bytes of an encoded value."""
+    return sum(memoryview(part).nbytes for part in parts)
+
+
+def decode(data: Buffer) -> Any:
+    """The value of what `encode` wrote.
+
+    Arrays are views of `data`: writable where it is, and alive as long as they are.
+    """
+    view = memoryview(data)
+    count, length = _HEAD.unpack_from(view)
+    sizes = [
+        _LENGTH.unpack_from(view, _HEAD.size + i * _LENGTH.size)[0] for i in range(count)
+    ]
+    at = _HEAD.size + count * _LENGTH.size
+    body = view[at : at + length]
+    at += length
+    buffers = []
+    for n in sizes:
+        at += -at % _ALIGN
+        buffers.append(view[at : at + n])
+        at += n
+    return pickle.loads(body, buffers=buffers)
+
+
+# Calls
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Encoded bytes that travel with the call or reply."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Encoded bytes that wait in objects under `key`."""
+
+    key: str
+    size: int
+
+
+Payload: TypeAlias = Inline | Kept
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Stands in the pickled arguments for the value of a ref, or for this rank's value."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Gang:
+    """What a rank knows of its gang.
+
+    `given` holds, for each rank of this rank's subtree, what `fsdray.per_rank` arguments fill the
+    holes with, so that a value travels down to its rank alone.
+    """
+
+    id: str
+    rank: int
+    size: int
+    branching: int
+    channel: str
+    inboxes: tuple[str, ...]
+    given: Mapping[int, Mapping[int, Payload]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attempt to run one function, as its payload says it."""
+
+    task: str
+    name: str
+    function: Payload
+    arguments: Payload
+    holes: Mapping[int, Payload]
+    returns: tuple[str, ...]  # ids of the refs that stand for the values
+    unpack: bool  # whether the function's value is a sequence of len(returns) values
+    memory: int
+    timeout: float
+    settings: Settings
+    gang: Gang | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class RankReply:
+    """What one call, or one rank of a gang, came to."""
+
+    values: tuple[Payload, ...]
+    counts: Mapping[str, float] = field(default_factory=dict)
+    written: tuple[str, ...] = ()  # objects of its communicators, to be removed with the gang
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a function sends back: its own outcome, and those of the ranks that it started.
+
+    `broken` says that the gang lost ranks: which, and the encoded failure that is why.
+    """
+
+    ranks: Mapping[int, RankReply]
+    broken: tuple[tuple[int, ...], bytes] | None = None
+
+
+def _fingerprint() -> bytes:
+    python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    return f"fsdray {__version__}, {python}, {platform.machine()}\n".encode()
+
+
+FINGERPRINT = _fingerprint()
+
+
+def dump(message: Call | Reply) -> bytes:
+    """A call or reply as bytes; the sender's fingerprint comes first."""
+    return FINGERPRINT + pickle.dumps(message, protocol=5)
+
+
+def load(data: Buffer) -> Any:
+    """The call or reply in `data`.
+
+    Raises
+    ------
+    EnvironmentMismatch
+        where the two sides differ in Python's minor version, fsdray's version or architecture.
+    """
+    view = memoryview(data)
+    theirs = bytes(view[:100]).partition(b"\n")[0] + b"\n"
+    if theirs != FINGERPRINT:
+        raise EnvironmentMismatch(
+            f"caller and function differ: {theirs.decode(errors='replace').strip()} there, "
+            f"{FINGERPRINT.decode().strip()} here; install the same on both sides"
+        )
+    return pickle.loads(view[len(theirs) :])

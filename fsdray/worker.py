@@ -1,0 +1,170 @@
+"""The function's side: decodes a call, runs it, replies, and supervises the ranks it started.
+
+It runs on whatever process a backend started it in; `fsdray.gang` knows the tree, and
+`fsdray.session` is what the user's code inside a task submits to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from fsdray import collective, failure, gang, loop, session, wire
+from fsdray.costs.meter import Meter, set_outermost
+from fsdray.errors import FsdrayError, ObjectLost, RankFailed
+from fsdray.services import Backend, Buffer
+from fsdray.session import Session
+from fsdray.wire import Call, Hole, Inline, Kept, Payload, RankReply, Reply
+
+_FUNCTIONS = 64  # functions that a worker keeps decoded
+
+Respond = Callable[[bytes, bool], None]
+"""Takes the reply, and whether this process must not be used again."""
+
+_functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+
+
+def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> None:
+    """Run one call on this thread and hand its reply to `respond`, once.
+
+    `timeout` is what the platform gives it, in seconds.
+    """
+    once = _Once(respond)
+    meter = Meter()
+    set_outermost(meter)
+    try:
+        call = wire.load(payload)
+        assert isinstance(call, Call)
+    except FsdrayError as error:
+        refused = failure.encode(failure.capture(error, "a call"))
+        once.respond(wire.dump(Reply({0: RankReply((Inline(refused),))})), False)
+        return
+    here = session.enter(backend, call.settings)
+    if call.gang is None:
+        own = _execute(here, call, meter)
+        once.respond(wire.dump(Reply({0: own})), False)
+    else:
+        _run_rank(here, call, timeout, meter, once)
+
+
+def _run_rank(here: Session, call: Call, timeout: float, meter: Meter, once: _Once) -> None:
+    assert call.gang is not None
+
+    async def start() -> tuple[gang.Rank, asyncio.Task[None]]:
+        rank = gang.Rank(here.backend, call, timeout)
+        return rank, asyncio.create_task(fail_for_others(rank))
+
+    async def fail_for_others(rank: gang.Rank) -> None:
+        reply = await rank.last_reply()
+        once.respond(wire.dump(reply), True)
+
+    rank, failing = loop.run(start())
+    collective.enter(rank.communicator)
+    try:
+        own = _execute(here, call, meter, rank)
+        reply = loop.run(rank.reply(own))
+    finally:
+        collective.enter(None)
+        loop.get().call_soon_threadsafe(failing.cancel)
+    mine = reply.ranks[call.gang.rank]
+    counted = RankReply(mine.values, meter.counts(), mine.written)
+    once.respond(
+        wire.dump(Reply({**reply.ranks, call.gang.rank: counted}, reply.broken)), False
+    )
+
+
+def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = None) -> RankReply:
+    """Run the user's function; its values, or its failure for each of them."""
+    returns = call.returns if call.gang is None else (call.returns[call.gang.rank],)
+    try:
+        function = _function(here, call.function)
+        args, kwargs = _arguments(here, call)
+        value = function(*args, **kwargs)
+        values = _values(call, value, len(returns))
+        payloads = [
+            _send(here, key, wire.encode(each)) for key, each in zip(returns, values, strict=True)
+        ]
+    except BaseException as error:
+        # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
+        # sees a process that ends.
+        if isinstance(error, SystemExit):
+            raise
+        encoded = failure.encode(failure.capture(error, call.name))
+        if rank is not None:
+            loop.run(rank.raised(encoded, isinstance(error, RankFailed)))
+        payloads = [_send(here, key, [encoded]) for key in returns]
+    finally:
+        loop.run(here.flush())
+    return RankReply(tuple(payloads), meter.counts())
+
+
+def _function(here: Session, payload: Payload) -> Callable[..., Any]:
+    data = bytes(_read(here, payload))
+    function = _functions.get(data)
+    if function is None:
+        function = cloudpickle.loads(data)
+        _functions[data] = function
+        if len(_functions) > _FUNCTIONS:
+            _functions.popitem(last=False)
+    return function
+
+
+def _arguments(here: Session, call: Call) -> tuple[list[Any], dict[str, Any]]:
+    args, kwargs = wire.decode(_read(here, call.arguments))
+    given = call.gang.given.get(call.gang.rank, {}) if call.gang is not None else {}
+    holes = {**call.holes, **given}
+
+    def fill(value: Any) -> Any:
+        return here.open(_read(here, holes[value.number])) if isinstance(value, Hole) else value
+
+    return [fill(v) for v in args], {name: fill(v) for name, v in kwargs.items()}
+
+
+def _values(call: Call, value: Any, count: int) -> list[Any]:
+    if not call.unpack:
+        return [value]
+    if count == 0:
+        return []
+    if not isinstance(value, tuple | list) or len(value) != count:
+        got = f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
+        raise ValueError(f"{call.name} has num_returns={count}, but returned {got}")
+    return list(value)
+
+
+def _read(here: Session, payload: Payload) -> Buffer:
+    """The bytes of a payload, read-only: what a task is given, it shares with others."""
+    if isinstance(payload, Inline):
+        return memoryview(payload.data).toreadonly()
+    blob = loop.run(here.backend.objects.get(payload.key))
+    if blob is None:
+        raise ObjectLost(f"the object {payload.key!r} is no longer there")
+    return blob.data.toreadonly()
+
+
+def _send(here: Session, key: str, parts: list[Buffer]) -> Payload:
+    """A value to be sent back: inline where it is small."""
+    size = wire.size(parts)
+    if size <= here.settings.inline_limit:
+        return Inline(b"".join(parts))
+    name = session.value_key(key)
+    loop.run(here.backend.objects.put(name, parts))
+    return Kept(name, size)
+
+
+class _Once:
+    """Passes on the first response; a rank may be answered for while its code still runs."""
+
+    def __init__(self, respond: Respond) -> None:
+        self._respond: Respond | None = respond
+        self._lock = threading.Lock()
+
+    def respond(self, reply: bytes, is_spent: bool) -> None:
+        with self._lock:
+            respond, self._respond = self._respond, None
+        if respond is not None:
+            respond(reply, is_spent)
