@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsdray import errors
 from fsdray._version import __version__
-from fsdray.api import get, init, is_initialized, put, shutdown, wait
+from fsdray.api import get, init, is_initialized, put, receipt, shutdown, wait
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
 from fsdray.session import per_rank
@@ -31,6 +31,7 @@ __all__ = [
     "is_initialized",
     "per_rank",
     "put",
+    "receipt",
     "remote",
     "shutdown",
     "wait",

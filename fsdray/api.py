@@ -7,7 +7,9 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
 from fsdray import loop, session, settings
-from fsdray.costs.meter import Meter, count, set_outermost
+from fsdray.costs.meter import Meter, ambient, count, set_outermost
+from fsdray.costs.prices import load_prices
+from fsdray.costs.receipt import Receipt
 from fsdray.errors import FsdrayError, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.session import Session
@@ -34,6 +36,7 @@ def init(backend: str | None = None, **options: Any) -> None:
         raise FsdrayError("a session is open; call fsdray.shutdown() before another init")
     chosen = settings.resolve({"backend": backend, **options})
     connect = _backend(chosen.backend)
+    load_prices(chosen.prices)  # a bad table is known now, not after the run
     set_outermost(Meter())
     connected = loop.run(connect(chosen, count))
     session.set_current(Session(connected, chosen, is_driver=True))
@@ -47,6 +50,13 @@ def shutdown() -> None:
         session.set_current(None)
         atexit.unregister(shutdown)
         loop.run(here.close())
+
+
+def receipt() -> Receipt:
+    """What the session has asked of the services so far, priced."""
+    here = session.current()
+    total = ambient()
+    return Receipt(total.counts() if total else {}, load_prices(here.settings.prices))
 
 
 def is_initialized() -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsdray.arguments import Digits, Radixnet, UsageError, parse
-from fsdray.errors import FsdrayError, SettingsError
+from fsdray.errors import FsdrayError, SettingsError, TaskError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,16 +159,17 @@ def _run(
         options = _session_options(arguments)
         fsdray.init(**options)
     try:
-        answer = inference.run(
-            model,
-            samples,
-            workers=arguments.workers,
-            strategy=arguments.strategy,
-            channel=arguments.channel,
-            partition=arguments.partition,
-            seed=arguments.seed,
-            progress=progress,
-        )
+        with _blaming_usage():
+            answer = inference.run(
+                model,
+                samples,
+                workers=arguments.workers,
+                strategy=arguments.strategy,
+                channel=arguments.channel,
+                partition=arguments.partition,
+                seed=arguments.seed,
+                progress=progress,
+            )
         serial = None
         if arguments.verify:
             progress.phase("verifying against a serial run")
@@ -190,10 +191,12 @@ def _run(
 
 def _session_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fsdray.init` is told: what was asked for, and concurrency enough for the workers."""
+    from fsdray.costs.prices import load_prices
     from fsdray.settings import resolve
 
     names = ("backend", "memory", "timeout", "branching")
     settings = resolve({name: getattr(arguments, name) for name in names})
+    load_prices(settings.prices)  # a bad table is refused before the run, not after it
     options: dict[str, Any] = {name: getattr(settings, name) for name in names}
     return options | {"concurrency": max(settings.concurrency, arguments.workers)}
 
@@ -204,6 +207,8 @@ def _blaming_usage() -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
+        if isinstance(error, TaskError):  # raised in a function, which was not asked for options
+            raise
         raise UsageError(str(error)) from error
 
 
@@ -218,9 +223,7 @@ def _save(activations: csr_array, path: Path) -> None:
             save_npz(file, activations)
         partial.replace(path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"--output {path} cannot be written: {error.strerror}"
-        ) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from fsdray import wire
 
 if TYPE_CHECKING:
+    from fsdray.costs.receipt import Receipt
     from fsdray.session import Entry
 
 T_co = TypeVar("T_co", covariant=True)
@@ -43,6 +44,13 @@ class ObjectRef(Generic[T_co]):
     def future(self) -> Future[T_co]:
         """A `concurrent.futures.Future` of the value."""
         return self._entry.session.future(self)
+
+    def receipt(self) -> Receipt:
+        """What the call behind this ref asked of the services, priced; of a gang, this rank."""
+        from fsdray.costs.prices import load_prices
+        from fsdray.costs.receipt import Receipt
+
+        return Receipt(self._entry.counts, load_prices(self._entry.session.settings.prices))
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return asyncio.wrap_future(self.future()).__await__()

@@ -35,6 +35,8 @@ class TaskOptions:
     name : what the call is called in logs and errors; by default the function's own name.
     world_size : ranks of a gang; the call returns a list of one ref a rank.
     channel : how the gang talks: ``"queue"`` or ``"object"``.
+    preload : modules that the function needs, or ``"module:function"`` to call; a platform that
+        can loads them once for all calls.
     """
 
     num_returns: int = 1
@@ -43,6 +45,7 @@ class TaskOptions:
     name: str | None = None
     world_size: int | None = None
     channel: str | None = None
+    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _is_int(self.num_returns) or self.num_returns < 0:
@@ -59,6 +62,8 @@ class TaskOptions:
             raise SettingsError(f"world_size={self.world_size!r}: give a whole number from 1")
         if self.world_size is not None and self.num_returns != 1:
             raise SettingsError("a gang returns one ref a rank: world_size excludes num_returns")
+        if isinstance(self.preload, str) or not all(isinstance(x, str) for x in self.preload):
+            raise SettingsError(f"preload={self.preload!r}: give a list of names")
         if self.channel is not None:
             if self.world_size is None:
                 raise SettingsError("channel is for gangs: give world_size too")
@@ -125,6 +130,7 @@ class RemoteFunction(Generic[P, R]):
                 timeout=options.timeout or settings.timeout,
                 world_size=options.world_size,
                 channel=options.channel or settings.channel,
+                preload=tuple(options.preload),
             )
         )
         if options.world_size is not None or options.num_returns > 1:

@@ -95,6 +95,7 @@ class Submission:
     timeout: float
     world_size: int | None
     channel: str
+    preload: tuple[str, ...] = ()
 
 
 class Session:
@@ -218,6 +219,8 @@ class Session:
                 f"{self.backend.functions.limits.concurrency} calls may run at one time. "
                 f"Start fewer ranks, or fsdray.init(concurrency={size})"
             )
+        if submission.preload:
+            self.backend.functions.prepare(submission.preload)
         arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
         function = self._send_function(submission.function)
         sent = self._send_given(task, given, size or 1)

@@ -23,8 +23,7 @@ from fsdray.inference.model import Model
 from fsdray.inference.radixnet import radixnet
 from fsdray.inference.samples import digits
 
-# 30 of the 60 samples end in a category, and the last layer holds 16 different values.
-NEURONS, LAYERS, SAMPLES, BIAS = 64, 4, 60, -0.30
+NEURONS, LAYERS, SAMPLES, BIAS = 256, 4, 60, -0.30
 RADIXNET = ["--model", f"radixnet:{NEURONS}x{LAYERS}", "--inputs", f"digits:{SAMPLES}"]
 
 Output = pytest.CaptureFixture[str]
@@ -47,7 +46,10 @@ def alive(activations: NDArray[np.float32]) -> list[int]:
 
 @pytest.fixture(scope="session")
 def last_layer() -> NDArray[np.float32]:
-    return expected(radixnet(NEURONS, LAYERS), digits(SAMPLES, NEURONS))
+    activations = expected(radixnet(NEURONS, LAYERS), digits(SAMPLES, NEURONS))
+    assert 0 < len(alive(activations)) < SAMPLES, "else the tests below would prove little"
+    assert np.unique(activations).size > 10
+    return activations
 
 
 @pytest.fixture(scope="session")
@@ -124,11 +126,13 @@ def test_json_leaves_the_summary_to_stderr(capsys: Output) -> None:
     assert "categories" in capsys.readouterr().err
 
 
-def test_without_json_the_summary_is_all_of_stdout(capsys: Output) -> None:
+def test_without_json_the_summary_is_all_of_stdout(
+    capsys: Output, last_layer: NDArray[np.float32]
+) -> None:
     assert main(["infer", *RADIXNET, "--workers", "2", "--verify"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "categories  30 of 60 samples" in captured.out
+    assert f"categories  {len(alive(last_layer))} of {SAMPLES} samples" in captured.out
     assert "same categories, same bits in the last layer" in captured.out
     assert re.search(r"^partition +hypergraph: ", captured.out, re.MULTILINE)
     assert re.search(r"^ +Lambda +invocations ", captured.out, re.MULTILINE)
@@ -177,11 +181,11 @@ def test_output_replaces_a_file_that_is_there(capsys: Output, tmp_path: Path) ->
 
 
 def test_the_seed_changes_the_network(capsys: Output) -> None:
-    model = ["--model", "radixnet:64x6", "--inputs", f"digits:{SAMPLES}"]
+    model = ["--model", f"radixnet:{NEURONS}x9", "--inputs", f"digits:{SAMPLES}"]
     assert main(["infer", *model, "--seed", "5", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["seed"] == 5
-    changed = expected(radixnet(64, 6, seed=5), digits(SAMPLES, 64))
+    changed = expected(radixnet(NEURONS, 9, seed=5), digits(SAMPLES, NEURONS))
     assert document["categories"] == alive(changed)
 
 
@@ -231,8 +235,8 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
     ("arguments", "said"),
     [
         (["--model", "radixnet:65x4", "--inputs", "digits:9"], "the nearest is 64"),
-        ([*RADIXNET, "--workers", "65"], "--workers 65: at most 64"),
-        ([*RADIXNET, "--workers", "65", "--output", "late.npz"], "--workers 65: at most 64"),
+        ([*RADIXNET, "--workers", "257"], "--workers 257: at most 256"),
+        ([*RADIXNET, "--workers", "300", "--output", "late.npz"], "--workers 300: at most 256"),
     ],
 )
 def test_an_option_that_does_not_fit_the_model_is_usage_too(
@@ -246,8 +250,18 @@ def test_an_unknown_backend_is_usage_too(capsys: Output) -> None:
 
 
 def test_memory_that_no_function_can_have_is_refused(capsys: Output) -> None:
-    line = refused(capsys, ["infer", *RADIXNET, "--memory", "64"], status=1)
+    line = refused(capsys, ["infer", *RADIXNET, "--memory", "64"], status=2)
     assert "64 MB" in line
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_bad_price_table_is_refused_before_anything_starts(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "mine.json"
+    table.write_text("{}", encoding="utf-8")
+    monkeypatch.setenv("FSDRAY_PRICES", str(table))
+    assert f'{table}: the file has no "region"' in refused(capsys, ["infer", *RADIXNET], status=2)
 
 
 Spoil = Callable[[Path], list[str]]
@@ -386,13 +400,17 @@ def test_ctrl_c_is_status_130_and_ends_the_session(
     import fsdray.inference
 
     ended = []
-    shutdown = fsdray.shutdown
+    really_shut_down = fsdray.shutdown
 
     def run(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    def shutdown() -> None:
+        ended.append(True)
+        really_shut_down()
+
     monkeypatch.setattr(fsdray.inference, "run", run)
-    monkeypatch.setattr(fsdray, "shutdown", lambda: (ended.append(True), shutdown()))
+    monkeypatch.setattr(fsdray, "shutdown", shutdown)
     assert main(["infer", *RADIXNET]) == 130
     assert ended == [True]
     captured = capsys.readouterr()
@@ -471,7 +489,7 @@ def test_in_a_pipe_stderr_of_a_good_run_is_empty() -> None:
     arguments = ["infer", *RADIXNET, "--workers", "2", "--partition", "block"]
     done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "30 of 60 samples" in done.stdout
+    assert f"of {SAMPLES} samples" in done.stdout
 
 
 def test_an_answer_that_cannot_be_written_is_an_error() -> None:

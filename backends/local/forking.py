@@ -23,6 +23,7 @@ from fsdray.backends.local.template import CONTROL_BYTES
 from fsdray.errors import PlatformError, ServiceError
 
 LOG_LINES = 20  # what an error carries of a function's last output
+_PATIENCE = 5.0  # seconds that the template is given to end
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # Where a function has one CPU, libraries that start a thread a core only get in its way.
@@ -148,7 +149,8 @@ class Template:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._prepared: list[str] = []
-        self._closed = False
+        self._is_closed = False
+        self._gone_for_good: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
         """Start the process; it gets ready by itself."""
@@ -182,7 +184,7 @@ class Template:
 
     async def fork(self) -> Worker:
         """A new worker process, ready for a call."""
-        if self._closed:
+        if self._is_closed:
             raise ServiceError("this session was shut down")
         if self._control is None:
             self.start()
@@ -204,19 +206,18 @@ class Template:
 
     async def close(self) -> None:
         """Have the template kill all workers and remove the directory; wait until it has."""
-        self._closed = True
-        process = self._process
-        self._forget()
-        for worker in self._workers.values():
-            if worker.link is not None:
-                worker.link.close()
-            worker.close_log()
-        if process is not None:
-            try:
-                await asyncio.to_thread(process.wait, 5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                await asyncio.to_thread(process.wait)
+        self._is_closed = True
+        control, process = self._control, self._process
+        if control is None or process is None:
+            return
+        # It reads the end of this, does its work and ends, which we read in turn. No thread may
+        # be started here: the interpreter may be shutting down.
+        control.shutdown(socket.SHUT_WR)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._gone_for_good), _PATIENCE)
+        except TimeoutError:
+            process.kill()
+            await self._gone_for_good
 
     def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         assert self._control is not None
@@ -253,7 +254,10 @@ class Template:
     def _died(self) -> None:
         """The template is gone: nobody will tell how its workers end."""
         process = self._process
-        self._forget()
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+        self._control = self._process = None
         code = process.wait() if process is not None else 0
         for worker in self._workers.values():
             if not worker.started.done():
@@ -262,17 +266,15 @@ class Template:
                 )
             if worker.link is not None and worker.link.is_lost and not worker.ended.done():
                 worker.ended.set_result(-signal.SIGKILL)
+            if self._is_closed:
+                worker.close_log()
+        if self._is_closed:
+            self._gone_for_good.set_result(None)
 
     def _link_lost(self, worker: Worker) -> None:
         self._gone(worker)
         if self._control is None and not worker.ended.done():
             worker.ended.set_result(-signal.SIGKILL)
-
-    def _forget(self) -> None:
-        if self._control is not None:
-            asyncio.get_running_loop().remove_reader(self._control.fileno())
-            self._control.close()
-        self._control = self._process = None
 
 
 def _print_line(line: str) -> None:

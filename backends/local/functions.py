@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
+from fsdray import loop
 from fsdray.backends.local.forking import Template, Worker
 from fsdray.backends.local.link import LinkLost
 from fsdray.errors import (
@@ -288,7 +289,8 @@ class LocalFunctions:
             self._runner.waiting(False)
 
     def prepare(self, names: Sequence[str]) -> None:
-        self._runner.prepare(names)
+        # From any thread, and what it speaks to lives on the loop.
+        loop.get().call_soon_threadsafe(self._runner.prepare, list(names))
 
 
 def _death(worker: Worker, code: int) -> PlatformError:

@@ -49,6 +49,7 @@ class AsyncCommunicator:
         self._channel = channel
         self._mailbox = mailbox
         self._deadline = deadline
+        self.sent_bytes = 0  # payload of this rank's messages, as packed
         self._id = 0
         self._numbers = itertools.count()
         self._active: set[int] = set()
@@ -199,6 +200,7 @@ class AsyncCommunicator:
             Parcel(ranks, *codec.encode(wire.encode(value)))
             for ranks, value in zip(pattern.destinations, given, strict=True)
         ]
+        self.sent_bytes += sum(wire.size(parcel.payload) for parcel in parcels)
         outgoing = Outgoing(operation, self._id, number, 0, parcels)
         return self._do_exchange(outgoing, pattern.sources)
 

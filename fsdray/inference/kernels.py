@@ -135,9 +135,9 @@ def fused(
         return
 
     kernel = _compiled()
-    starts = np.ascontiguousarray(indptr, np.int64)
-    columns = np.ascontiguousarray(indices, np.int32)
-    values = np.ascontiguousarray(data, np.float32)
+    # No copies, except of what is of another type or not aligned (a view into a message's bytes).
+    starts, columns = np.require(indptr, np.int64, "CA"), np.require(indices, np.int32, "CA")
+    values, y = np.require(data, np.float32, "CA"), np.require(y, requirements="CA")
 
     def part(first: int, last: int) -> NDArray[np.uint8]:
         seen = np.zeros(y.shape[1], np.uint8)

@@ -138,6 +138,10 @@ def partition(
     progress
         Called with (layers done, layers in all) after each layer.
 
+    Returns
+    -------
+    Partition
+
     Raises
     ------
     SettingsError

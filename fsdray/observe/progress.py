@@ -6,6 +6,7 @@ in a notebook, and nothing at all in a pipe.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -60,17 +61,23 @@ class Bar:
         """Put a new bar in the place of the one before."""
         # A phase that cannot say how far it is shows its name and a clock, not a count of 0.
         layout = None if total is not None else "{desc}: {elapsed}"
+        columns, rows = _shape(self._stream)
         with self._lock:
             self._clear()
             if not self._closed.is_set():
+                # Drawn only once `close` knows it: Ctrl-C may come in the middle of this.
                 self._bar = _Tqdm(
+                    delay=1e-9,
                     desc=name,
                     total=total,
                     file=self._stream,
                     bar_format=layout,
-                    dynamic_ncols=True,
+                    ncols=columns,
+                    nrows=rows,
+                    dynamic_ncols=columns is None,
                     leave=False,
                 )
+                self._bar.refresh()
 
     def advance(self, amount: int = 1) -> None:
         """Move the bar."""
@@ -122,6 +129,17 @@ class _Tqdm(tqdm):  # type: ignore[type-arg]  # generic for type checkers only
     """The bar of tqdm, without its own monitoring thread: `Bar` has a clock."""
 
     monitor_interval = 0
+
+
+def _shape(stream: TextIO) -> tuple[int, int] | tuple[None, None]:
+    """Columns and rows to draw in; None lets tqdm follow the terminal's own.
+
+    In a terminal of 0 columns, as programs that drive one often make it, tqdm would draw nothing.
+    """
+    try:
+        return (None, None) if os.get_terminal_size(stream.fileno()).columns else (80, 24)
+    except OSError:  # not one of the system's: a notebook's stream
+        return (None, None)
 
 
 def _in_notebook() -> bool:

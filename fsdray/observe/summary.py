@@ -65,7 +65,21 @@ class Verification:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, with what was asked for and what it was compared with."""
+    """A finished run, with what was asked for and what it was compared with.
+
+    Parameters
+    ----------
+    answer, model
+        What came out, of which network.
+    samples
+        How many went in.
+    backend, partition, seed
+        What was asked for; the partition is None for a serial run.
+    truth
+        The categories beside those known to be true, where they are known.
+    serial
+        The run beside a serial one, where there was one.
+    """
 
     answer: Answer
     model: Model
@@ -78,8 +92,7 @@ class Run:
 
     def to_json(self) -> dict[str, object]:
         """Plain values: what ``fsdray infer --json`` prints. Seconds, bytes and dollars."""
-        answer, statistics = self.answer, self.answer.statistics
-        truth, serial = self.truth, self.serial
+        answer, truth, serial = self.answer, self.truth, self.serial
         return {
             "model": self.model.name,
             "neurons": self.model.inputs,
@@ -105,7 +118,7 @@ class Run:
             "rows_sent": answer.rows_sent,
             "messages_sent": answer.messages_sent,
             "bytes_sent": answer.bytes_sent,
-            "imbalance": None if statistics is None else statistics.imbalance,
+            "imbalance": answer.statistics.imbalance,
             "requests": dict(answer.receipt.requests),
             "gb_seconds": answer.receipt.requests.get("gb_seconds", 0.0),
             "cost_usd": answer.receipt.cost_usd,
@@ -124,12 +137,14 @@ class Run:
             rows.append(("truth", describe(self.truth)))
         if self.serial is not None:
             rows.append(("serial run", _verified(self.serial)))
-        if answer.statistics is not None:
-            rows.append(("partition", f"{self.partition}: {_statistics(answer)}"))
+        if self.partition is not None:
+            rows.append(("partition", f"{self.partition}: {_sent(answer)}"))
         rows += [
-            ("sent", _sent(answer)),
             ("seconds", _seconds(answer)),
-            ("rate", f"{answer.edges_per_second:.3g} edges a second (samples x edges / seconds)"),
+            (
+                "rate",
+                f"{answer.edges_per_second / 1e9:.3g} billion edges a second",
+            ),
             ("cost", f"{dollars(answer.receipt.cost_usd)}, by AWS's prices:"),
         ]
         lines = [f"{name:<12}{words}" for name, words in rows]
@@ -221,18 +236,10 @@ def _verified(serial: Verification) -> str:
     return f"{describe(serial.categories)} {took}"
 
 
-def _statistics(answer: Answer) -> str:
-    statistics = answer.statistics
-    assert statistics is not None
-    return (
-        f"{number(statistics.rows_sent)} rows to send in {number(statistics.messages)} messages, "
-        f"imbalance {statistics.imbalance:.3f}"
-    )
-
-
 def _sent(answer: Answer) -> str:
     rows, messages = number(answer.rows_sent), number(answer.messages_sent)
-    return f"{rows} rows in {messages} messages, {_size(answer.bytes_sent)}"
+    sent = f"{rows} rows sent in {messages} messages, {_size(answer.bytes_sent)}"
+    return f"{sent}; imbalance {answer.statistics.imbalance:.3f}"
 
 
 def _seconds(answer: Answer) -> str:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsdray.costs.meter import Meter, ambient, count, metering
+from fsdray.costs import meter as module
+from fsdray.costs.meter import Meter, ambient, count, metering, set_outermost
+
+
+@pytest.fixture(autouse=True)
+def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the meter that an earlier test's session may have left."""
+    monkeypatch.setattr(module, "_outermost", None)
 
 
 def test_a_meter_adds_up_by_name() -> None:
@@ -99,6 +106,25 @@ def test_a_task_goes_on_counting_for_the_block_that_started_it() -> None:
         return meter.counts()
 
     assert asyncio.run(main()) == {"put": 1}
+
+
+def test_a_session_counts_what_is_outside_of_every_block_and_inside_too() -> None:
+    session = Meter()
+    set_outermost(session)
+    count("put")
+    with metering() as call:
+        count("get")
+    assert call.counts() == {"get": 1}
+    assert session.counts() == {"get": 1, "put": 1}
+
+
+def test_threads_that_inherit_nothing_count_for_the_session() -> None:
+    session = Meter()
+    set_outermost(session)
+    thread = threading.Thread(target=count, args=("put",))
+    thread.start()
+    thread.join()
+    assert session.counts() == {"put": 1}
 
 
 @given(st.lists(st.integers(1, 200), min_size=2, max_size=4))

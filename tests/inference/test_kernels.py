@@ -158,6 +158,16 @@ def test_read_only_inputs_and_wide_integers_are_taken(route: Any) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
+def test_inputs_may_be_unaligned_views_into_a_message(route: Any) -> None:
+    w = sparse.csr_array(np.arange(12, dtype=np.float32).reshape(3, 4))
+    y = np.arange(20, dtype=np.float32).reshape(4, 5)
+    message = b"?" + y.tobytes()
+    view = np.frombuffer(message, np.float32, offset=1).reshape(4, 5)
+    assert not view.flags.aligned
+    assert call(route, w, view).tobytes() == call(route, w, y).tobytes()
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_arrays_that_do_not_fit_are_refused(route: Any) -> None:
     w = sparse.csr_array(np.ones((3, 4), np.float32))
     y = np.ones((4, 6), np.float32)

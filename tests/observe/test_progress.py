@@ -124,10 +124,12 @@ def test_steps_may_come_from_many_threads() -> None:
     stream = Terminal()
     with live(stream) as shown:
         shown.phase("run", total=4000)
-        threads = [
-            threading.Thread(target=lambda: [shown.advance() for _ in range(1000)])
-            for _ in range(4)
-        ]
+
+        def work() -> None:
+            for _ in range(1000):
+                shown.advance()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
