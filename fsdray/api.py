@@ -151,9 +151,5 @@ def _check_timeout(timeout: float | None) -> None:
 def _backend(name: str) -> Any:
     found = {entry.name: entry for entry in entry_points(group="fsdray.backends")}
     if name not in found:
-        raise SettingsError(
-            f"backend={name!r}: installed are {', '.join(sorted(found)) or 'none'}"
-        )
+        raise SettingsError(f"backend={name!r}: installed are {', '.join(sorted(found)) or 'none'}")
     return found[name].load()
-
-

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from fsdray import failure, wire
 from fsdray.collective import channels
@@ -119,15 +120,15 @@ async def supervise(
     pending = set(tasks)
     try:
         while pending:
-            waits = pending if broke.done() else pending | {broke}
+            waits: set[asyncio.Task[Any]] = {*pending}
             done, _ = await asyncio.wait(
-                waits,
+                waits if broke.done() else {*waits, broke},
                 timeout=grace if broke.done() else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not done:
                 break
-            for task in done & pending:
+            for task in pending & done:
                 pending.discard(task)
                 _settle(tasks[task], task, replies, breaker)
     finally:
@@ -275,5 +276,3 @@ def _settle(
 def _again(error: RankFailed) -> RankFailed:
     """The same error for another waiter: a raised exception collects the traceback of each."""
     return RankFailed(error.ranks, error.cause)
-
-

@@ -92,6 +92,9 @@ class RemoteFunction(Generic[P, R]):
     The function itself is ``f.__wrapped__``, to be called here.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(self, function: Callable[P, R], options: TaskOptions) -> None:
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
@@ -208,5 +211,3 @@ def _made(function: Any, options: TaskOptions) -> RemoteFunction[Any, Any]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-

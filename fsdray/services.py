@@ -259,9 +259,9 @@ class Objects(Protocol):
         self,
         key: str,
         *,
-        range: tuple[int, int] | None = None,  # noqa: A002  S3's own word
+        range: tuple[int, int] | None = None,  # noqa: A002 - S3's own word
         wait: float | None = None,
-        pace: Pace = Pace(),  # noqa: B008  frozen
+        pace: Pace = Pace(),
     ) -> Blob | None:
         """Read an object, or bytes ``range[0]`` up to and without ``range[1]`` of it.
 

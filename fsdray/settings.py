@@ -75,9 +75,7 @@ def check_channel(channel: str) -> None:
         raise SettingsError(f"channel={channel!r}: choose one of {', '.join(CHANNELS)}")
 
 
-def resolve(
-    arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None
-) -> Settings:
+def resolve(arguments: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from arguments (None means not given), environment and config file.
 
     Raises

@@ -78,16 +78,14 @@ def encode(value: Any) -> list[Buffer]:
         else:
             stream = io.BytesIO()
             cloudpickle.Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
-            body = stream.getbuffer()
+            body = stream.getvalue()
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise SettingsError(
             f"a value of type {type(value).__name__} cannot be pickled, so it cannot be sent: "
             f"{error}"
         ) from error
     raws = [buffer.raw() for buffer in buffers]
-    head = b"".join(
-        (_HEAD.pack(len(raws), len(body)), *(_LENGTH.pack(raw.nbytes) for raw in raws))
-    )
+    head = b"".join((_HEAD.pack(len(raws), len(body)), *(_LENGTH.pack(raw.nbytes) for raw in raws)))
     parts: list[Buffer] = [head, body]
     at = len(head) + len(body)
     for raw in raws:
@@ -108,9 +106,7 @@ def decode(data: Buffer) -> Any:
     """
     view = memoryview(data)
     count, length = _HEAD.unpack_from(view)
-    sizes = [
-        _LENGTH.unpack_from(view, _HEAD.size + i * _LENGTH.size)[0] for i in range(count)
-    ]
+    sizes = [_LENGTH.unpack_from(view, _HEAD.size + i * _LENGTH.size)[0] for i in range(count)]
     at = _HEAD.size + count * _LENGTH.size
     body = view[at : at + length]
     at += length

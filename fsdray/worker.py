@@ -73,9 +73,7 @@ def _run_rank(here: Session, call: Call, timeout: float, meter: Meter, once: _On
         loop.get().call_soon_threadsafe(failing.cancel)
     mine = reply.ranks[call.gang.rank]
     counted = RankReply(mine.values, meter.counts(), mine.written)
-    once.respond(
-        wire.dump(Reply({**reply.ranks, call.gang.rank: counted}, reply.broken)), False
-    )
+    once.respond(wire.dump(Reply({**reply.ranks, call.gang.rank: counted}, reply.broken)), False)
 
 
 def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = None) -> RankReply:

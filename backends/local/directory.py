@@ -17,7 +17,9 @@ from pathlib import Path
 from fsdray.errors import ServiceError, SettingsError
 
 SHARED_MEMORY = Path("/dev/shm")
-SMALL = 512 * 1024 * 1024  # bytes: with less than this free, objects go to disk (Docker gives 64 MB)
+SMALL = (
+    512 * 1024 * 1024
+)  # bytes: with less than this free, objects go to disk (Docker gives 64 MB)
 _LOCK = "lock"
 
 

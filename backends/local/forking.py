@@ -198,9 +198,7 @@ class Template:
         finally:
             their_link.close()
             their_log.close()
-        worker.link = await Link.over(
-            link, self._handlers(worker), lambda: self._link_lost(worker)
-        )
+        worker.link = await Link.over(link, self._handlers(worker), lambda: self._link_lost(worker))
         await asyncio.shield(worker.started)
         return worker
 

@@ -204,7 +204,7 @@ class LocalObjects:
         self,
         key: str,
         *,
-        range: tuple[int, int] | None = None,  # noqa: A002  S3's own word
+        range: tuple[int, int] | None = None,  # noqa: A002 - S3's own word
         wait: float | None = None,
         pace: Pace = Pace(),
     ) -> Blob | None:
@@ -257,9 +257,7 @@ def _contents(fd: int, start: int, length: int) -> memoryview:
     if length < _SMALL:
         return memoryview(bytearray(os.pread(fd, length, start)))
     aligned = start - start % mmap.ALLOCATIONGRANULARITY
-    mapped = mmap.mmap(
-        fd, start - aligned + length, access=mmap.ACCESS_COPY, offset=aligned
-    )
+    mapped = mmap.mmap(fd, start - aligned + length, access=mmap.ACCESS_COPY, offset=aligned)
     return memoryview(mapped)[start - aligned :]
 
 
@@ -274,5 +272,3 @@ def _translated(error: OSError, key: str, size: int) -> ServiceError:
             "place with fsdray.init(directory=...) or FSDRAY_DIRECTORY"
         )
     return ServiceError(f"cannot keep object {key!r}: {error}")
-
-

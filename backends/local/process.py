@@ -42,6 +42,10 @@ def main(link_socket: socket.socket, log_fd: int, config: str) -> None:
         calls.put((payload, timeout, reply))
         return await reply
 
+    def settle(reply: asyncio.Future[tuple[bytes, bool]], value: tuple[bytes, bool]) -> None:
+        if not reply.done():  # the call may have been cancelled meanwhile
+            reply.set_result(value)
+
     def lost() -> None:
         # Main may be deep in user code, which nobody waits for any more.
         os._exit(0)
@@ -56,9 +60,7 @@ def main(link_socket: socket.socket, log_fd: int, config: str) -> None:
         ) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
-            loop.get().call_soon_threadsafe(
-                lambda: reply.done() or reply.set_result((answer, is_spent))
-            )
+            loop.get().call_soon_threadsafe(settle, reply, (answer, is_spent))
 
         worker.run(payload, backend, timeout, respond)
 

@@ -86,9 +86,7 @@ def _fork(fds: list[int], config: str, inherited: tuple[socket.socket, ...]) -> 
     return pid
 
 
-def _become_worker(
-    fds: list[int], config: str, inherited: tuple[socket.socket, ...]
-) -> NoReturn:
+def _become_worker(fds: list[int], config: str, inherited: tuple[socket.socket, ...]) -> NoReturn:
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -128,4 +126,3 @@ def _tell(control: socket.socket, message: dict[str, Any]) -> None:
         control.send(json.dumps(message).encode())
     except (BrokenPipeError, ConnectionResetError):
         return  # the driver is gone: the next read of the control socket says so
-

@@ -16,10 +16,10 @@ from fsdray import loop, wire
 from fsdray.collective import algorithms, codec
 from fsdray.collective.algorithms import Exchange
 from fsdray.collective.channels import Channel, Outgoing
-from fsdray.collective.parcels import Parcel
 from fsdray.collective.frames import Key, Operation
 from fsdray.collective.mailbox import Letter, Mailbox
 from fsdray.collective.ops import SUM, Op, fold
+from fsdray.collective.parcels import Parcel
 from fsdray.errors import CollectiveTimeout, MismatchedCollective, SettingsError
 
 T = TypeVar("T")
@@ -204,9 +204,7 @@ class AsyncCommunicator:
         outgoing = Outgoing(operation, self._id, number, 0, parcels)
         return self._do_exchange(outgoing, pattern.sources)
 
-    async def _do_exchange(
-        self, outgoing: Outgoing, sources: Sequence[int]
-    ) -> dict[int, Any]:
+    async def _do_exchange(self, outgoing: Outgoing, sources: Sequence[int]) -> dict[int, Any]:
         number, operation = outgoing.number, outgoing.operation
         keys = {source: Key(self._id, False, number, source) for source in sources}
         try:
@@ -276,9 +274,7 @@ class AsyncCommunicator:
         )
         return result if self.rank == 0 else got[0]
 
-    async def _barrier_down(
-        self, gathered: Coroutine[Any, Any, dict[int, Any]], down: int
-    ) -> None:
+    async def _barrier_down(self, gathered: Coroutine[Any, Any, dict[int, Any]], down: int) -> None:
         await gathered
         pattern = algorithms.from_root(self.rank, self.size, 0, is_multicast=True)
         await self._exchange(Operation.BARRIER, pattern, [None] * len(pattern.destinations), down)
@@ -289,7 +285,7 @@ class AsyncCommunicator:
         if dest == self.rank:
             self._mailbox.keep_own(outgoing)
             return
-        await self._within("send", lambda: [], self._channel.post(outgoing))
+        await self._within("send", list, self._channel.post(outgoing))
 
     async def _recv(self, source: int, tag: int) -> Any:
         sources = [source] if source != ANY_SOURCE else list(range(self.size))
@@ -393,9 +389,7 @@ class Communicator:
         """See `AsyncCommunicator.barrier`."""
         self._run(lambda: self._inner.barrier())
 
-    def neighbor_alltoall(
-        self, sends: Mapping[int, Any], sources: Iterable[int]
-    ) -> dict[int, Any]:
+    def neighbor_alltoall(self, sends: Mapping[int, Any], sources: Iterable[int]) -> dict[int, Any]:
         """See `AsyncCommunicator.neighbor_alltoall`."""
         return self._run(lambda: self._inner.neighbor_alltoall(sends, sources))
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from fsdray.collective.parcels import Outgoing
 from fsdray.collective.frames import Codec, Frame, Key, Operation
+from fsdray.collective.parcels import Outgoing
 from fsdray.services import Buffer
 
 

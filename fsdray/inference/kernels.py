@@ -136,8 +136,10 @@ def fused(
 
     kernel = _compiled()
     # No copies, except of what is of another type or not aligned (a view into a message's bytes).
-    starts, columns = np.require(indptr, np.int64, "CA"), np.require(indices, np.int32, "CA")
-    values, y = np.require(data, np.float32, "CA"), np.require(y, requirements="CA")
+    starts = np.require(indptr, np.int64, ("C", "A"))
+    columns = np.require(indices, np.int32, ("C", "A"))
+    values = np.require(data, np.float32, ("C", "A"))
+    y = np.require(y, np.float32, ("C", "A"))
 
     def part(first: int, last: int) -> NDArray[np.uint8]:
         seen = np.zeros(y.shape[1], np.uint8)

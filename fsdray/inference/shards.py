@@ -153,9 +153,7 @@ def _reads(weights: csr_array, owner: NDArray[np.int32], workers: int) -> NDArra
 
 def _receives(source: NDArray[np.int32], rank: int) -> dict[int, Integers]:
     return {
-        int(other): np.flatnonzero(source == other)
-        for other in np.unique(source)
-        if other != rank
+        int(other): np.flatnonzero(source == other) for other in np.unique(source) if other != rank
     }
 
 

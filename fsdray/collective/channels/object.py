@@ -10,7 +10,6 @@ import asyncio
 import struct
 from collections.abc import Sequence
 
-from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.collective.frames import (
     Codec,
     Corrupted,
@@ -23,6 +22,7 @@ from fsdray.collective.frames import (
     unpack,
 )
 from fsdray.collective.mailbox import Mailbox
+from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.errors import CollectiveError, MismatchedCollective
 from fsdray.services import KIB, MIB, Blob, Buffer, Objects, Pace
 

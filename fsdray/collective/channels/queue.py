@@ -10,11 +10,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from fsdray.collective.parcels import Outgoing, frames
 from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
 from fsdray.collective.mailbox import Mailbox
+from fsdray.collective.parcels import Outgoing, frames
 from fsdray.services import Delivery, Message, MessageLimits, Messages
-
 
 T = TypeVar("T")
 
@@ -51,7 +50,7 @@ class QueueChannel:
         limits = self._messages.limits
         ready: list[Message] = []
         for parcel in outgoing.parcels:
-            for some in _chunks(parcel.destinations, limits.fanout):
+            for some in map(tuple, _chunks(parcel.destinations, limits.fanout)):
                 room = limits.message - overhead(len(some))
                 addressed = type(parcel)(some, parcel.codec, parcel.payload)
                 ready += (
@@ -67,13 +66,11 @@ class QueueChannel:
             while not changed.done():
                 if self._reading is None or self._reading.done():
                     self._reading = asyncio.create_task(self._read())
-                await asyncio.wait(
-                    (changed, self._reading), return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait((changed, self._reading), return_when=asyncio.FIRST_COMPLETED)
                 if self._reading.done():
                     self._reading.result()
             changed.result()
-            if len(keys) > 1:
+            if any(not key.is_send and not self._mailbox.has(key) for key in keys):
                 # The others are on their way, and a receive that brings several is billed once.
                 await asyncio.sleep(LINGER)
         finally:
@@ -90,9 +87,7 @@ class QueueChannel:
     async def _read(self) -> None:
         """One receive; what is held is acknowledged by and by, in full batches."""
         limits = self._messages.limits
-        for delivery in await self._messages.receive(
-            self._inboxes[self._rank], wait=limits.wait
-        ):
+        for delivery in await self._messages.receive(self._inboxes[self._rank], wait=limits.wait):
             try:
                 frame = unpack(delivery.body)
             except Corrupted:
