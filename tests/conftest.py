@@ -1,0 +1,59 @@
+"""What all tests share: a session on the local backend that must leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fsdray as fsd
+from fsdray.backends.local.directory import SHARED_MEMORY
+
+
+def processes() -> set[int]:
+    """Processes of this test run that descend from this one, zombies aside."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if fields[0] != "Z":
+                parents[int(entry.name)] = int(fields[1])
+    found: set[int] = set()
+    grew = True
+    while grew:
+        more = {pid for pid, parent in parents.items() if parent in found | {os.getpid()}}
+        grew = not more <= found
+        found |= more
+    return found
+
+
+def directories() -> set[Path]:
+    """Session directories of this process."""
+    return set(SHARED_MEMORY.glob(f"fsdray-{os.getuid()}-{os.getpid()}-*"))
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """A local session for the tests of one module; it leaves no process and no file."""
+    before = processes(), directories()
+    fsd.init("local", concurrency=40)
+    yield
+    fsd.shutdown()
+    assert processes() <= before[0], "a process was left over"
+    assert directories() <= before[1], "a session directory was left over"
+
+
+@pytest.fixture
+def own_session() -> Iterator[None]:
+    """The same for one test, which may damage its session."""
+    before = processes(), directories()
+    fsd.init("local", concurrency=40)
+    yield
+    fsd.shutdown()
+    assert processes() <= before[0], "a process was left over"
+    assert directories() <= before[1], "a session directory was left over"
