@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-from importlib.metadata import entry_points
 from typing import Any, TypeVar, overload
 
 from fsdray import loop, session, settings
@@ -149,6 +148,8 @@ def _check_timeout(timeout: float | None) -> None:
 
 
 def _backend(name: str) -> Any:
+    from importlib.metadata import entry_points  # 30 ms that only an init needs
+
     found = {entry.name: entry for entry in entry_points(group="fsdray.backends")}
     if name not in found:
         raise SettingsError(f"backend={name!r}: installed are {', '.join(sorted(found)) or 'none'}")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
-import numpy as np
 
 from fsdray._version import __version__
 from fsdray.errors import EnvironmentMismatch, SettingsError
@@ -73,7 +72,7 @@ def encode(value: Any) -> list[Buffer]:
     """
     buffers: list[pickle.PickleBuffer] = []
     try:
-        if type(value) in _PLAIN or (type(value) is np.ndarray and not value.dtype.hasobject):
+        if type(value) in _PLAIN or _is_plain_array(value):
             body = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         else:
             stream = io.BytesIO()
@@ -92,6 +91,12 @@ def encode(value: Any) -> list[Buffer]:
         parts += (bytes(-at % _ALIGN), raw)
         at += -at % _ALIGN + raw.nbytes
     return parts
+
+
+def _is_plain_array(value: Any) -> bool:
+    # NumPy is not imported for this: where nobody has, no value is an array.
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
 
 
 def size(parts: Sequence[Buffer]) -> int:

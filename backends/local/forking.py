@@ -41,7 +41,8 @@ class Worker:
         self.pid = 0
         self.link: Link | None = None
         self.started: asyncio.Future[None] = loop.create_future()
-        self.ended: asyncio.Future[int] = loop.create_future()
+        # None where nobody can tell how it ended: its template had died before.
+        self.ended: asyncio.Future[int | None] = loop.create_future()
         # Of the call that it runs:
         self.label = ""
         self.memory = 0
@@ -146,6 +147,8 @@ class Template:
         self._print_line = _print_line if log_to_caller else lambda _: None
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
+        self._orphans: set[Worker] = set()  # workers of a template that died
+        self._unsent: deque[tuple[bytes, Sequence[socket.socket]]] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._prepared: list[str] = []
@@ -193,18 +196,28 @@ class Template:
         number = next(self._numbers)
         worker = Worker(log, self._print_line)
         self._workers[number] = worker
+        self._send({"worker": number}, [their_link, their_log])
         try:
-            self._send({"worker": number}, [their_link.fileno(), their_log.fileno()])
-        finally:
-            their_link.close()
-            their_log.close()
-        worker.link = await Link.over(link, self._handlers(worker), lambda: self._link_lost(worker))
-        await asyncio.shield(worker.started)
+            worker.link = await Link.over(
+                link, self._handlers(worker), lambda: self._link_lost(worker)
+            )
+            await asyncio.shield(worker.started)
+        except BaseException:
+            # Nobody will use it: without its link it ends by itself, or never begins.
+            if worker.link is not None:
+                worker.link.close()
+            else:
+                link.close()
+            raise
         return worker
 
     async def close(self) -> None:
         """Have the template kill all workers and remove the directory; wait until it has."""
         self._is_closed = True
+        if orphans := list(self._orphans):
+            for worker in orphans:
+                worker.kill(None)
+            await asyncio.wait([worker.ended for worker in orphans], timeout=_PATIENCE)
         control, process = self._control, self._process
         if control is None or process is None:
             return
@@ -217,9 +230,30 @@ class Template:
             process.kill()
             await self._gone_for_good
 
-    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def _send(self, message: dict[str, Any], ends: Sequence[socket.socket] = ()) -> None:
+        """Send a control message with sockets, which are closed here once they are sent."""
+        self._unsent.append((json.dumps(message).encode(), ends))
+        if len(self._unsent) == 1:
+            self._send_rest()
+
+    def _send_rest(self) -> None:
         assert self._control is not None
-        socket.send_fds(self._control, [json.dumps(message).encode()], fds)
+        loop = asyncio.get_running_loop()
+        while self._unsent:
+            data, ends = self._unsent[0]
+            try:
+                socket.send_fds(self._control, [data], [end.fileno() for end in ends])
+            except BlockingIOError:
+                # The template is busy, and the socket full of requests for workers.
+                loop.add_writer(self._control.fileno(), self._send_rest)
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                self._died()
+                return
+            self._unsent.popleft()
+            for end in ends:
+                end.close()
+        loop.remove_writer(self._control.fileno())
 
     def _hear(self) -> None:
         assert self._control is not None
@@ -254,25 +288,40 @@ class Template:
         process = self._process
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
+            asyncio.get_running_loop().remove_writer(self._control.fileno())
             self._control.close()
         self._control = self._process = None
+        for _, ends in self._unsent:
+            for end in ends:
+                end.close()
+        self._unsent.clear()
         code = process.wait() if process is not None else 0
         for worker in self._workers.values():
             if not worker.started.done():
                 worker.started.set_exception(
                     ServiceError(f"the process that forks workers ended with status {code}")
                 )
-            if worker.link is not None and worker.link.is_lost and not worker.ended.done():
-                worker.ended.set_result(-signal.SIGKILL)
+            if worker.link is None or worker.link.is_lost:
+                self._end_unknown(worker)
+            else:
+                self._orphans.add(worker)
             if self._is_closed:
                 worker.close_log()
+        self._workers.clear()
         if self._is_closed:
             self._gone_for_good.set_result(None)
 
     def _link_lost(self, worker: Worker) -> None:
         self._gone(worker)
-        if self._control is None and not worker.ended.done():
-            worker.ended.set_result(-signal.SIGKILL)
+        if worker in self._orphans:
+            self._orphans.discard(worker)
+            self._end_unknown(worker)
+            if self._is_closed:
+                worker.close_log()
+
+    def _end_unknown(self, worker: Worker) -> None:
+        if not worker.ended.done():
+            worker.ended.set_result(None)
 
 
 def _print_line(line: str) -> None:

@@ -123,6 +123,8 @@ class Pool:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 await self.dismiss(count)
+            else:
+                self._admit_next()  # it may have been in the way of smaller gangs
             raise
 
     async def dismiss(self, count: int) -> None:
@@ -254,10 +256,9 @@ class LocalFunctions:
         self, payload: Buffer, *, memory: int, timeout: float, label: str = ""
     ) -> bytes:
         self.limits.check(memory, timeout)
-        if len(payload) > self.limits.payload:
-            raise SettingsError(
-                f"a payload of {len(payload):,} bytes: at most {self.limits.payload:,}"
-            )
+        size = memoryview(payload).nbytes
+        if size > self.limits.payload:
+            raise SettingsError(f"a payload of {size:,} bytes: at most {self.limits.payload:,}")
         self._count("invoke", 1)
         seconds, reply, error = await self._runner.run(bytes(payload), memory, timeout, label)
         # Lambda bills whole milliseconds.
@@ -293,11 +294,13 @@ class LocalFunctions:
         loop.get().call_soon_threadsafe(self._runner.prepare, list(names))
 
 
-def _death(worker: Worker, code: int) -> PlatformError:
+def _death(worker: Worker, code: int | None) -> PlatformError:
     """Which of the three deaths it was; the log comes along."""
     if worker.killed is not None:
         return type(worker.killed)(worker.killed.message, worker.last_lines())
-    if code < 0:
+    if code is None:
+        how = "ended, how is not known since the process that forks workers died too,"
+    elif code < 0:
         how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
         if -code == signal.SIGKILL:
             how += ", by someone else or by the machine for want of memory"

@@ -41,6 +41,10 @@ class _Inbox:
                 reader.set_result(None)
                 return
 
+    def wake_all(self) -> None:
+        while self.readers:
+            self.wake()
+
 
 class Inboxes:
     """The messages of a session; it lives in the driver and knows no billing."""
@@ -122,8 +126,8 @@ class Inboxes:
             receipt = f"r{next(self._receipts)}"
             box.in_flight[receipt] = (body, again)
             taken.append((receipt, body))
-        if box.ready:
-            box.wake()
+        # Those who wait take what is left, or learn when this comes again.
+        box.wake_all()
         return taken
 
     def _redeliver(self, box: _Inbox) -> float:
@@ -151,7 +155,7 @@ class LocalMessages:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         limits = self.limits
-        sizes = [len(message.body) for message in messages]
+        sizes = [memoryview(message.body).nbytes for message in messages]
         if not 1 <= len(messages) <= limits.batch_messages:
             raise SettingsError(
                 f"a batch has 1 to {limits.batch_messages} messages, not {len(messages)}"

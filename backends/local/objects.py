@@ -68,8 +68,9 @@ class Watchers:
 class Files:
     """Blobs as files below a directory; synchronous, and safe between processes.
 
-    A key's parts become directories and its end a file name that ends in ``@``, so that ``a`` and
-    ``a/b`` can both be keys.
+    A key is quoted as a whole, so that ``a`` and ``a/b``, ``..`` and ``a//b`` can all be keys. The
+    file's name ends in ``@``; a key that is too long for one begins with directories that end in
+    ``+``.
     """
 
     def __init__(self, root: Path) -> None:
@@ -91,8 +92,8 @@ class Files:
                     while view:  # one write takes at most 2 GiB
                         view = view[file.write(view) :]
                 etag = _etag(os.fstat(file.fileno()))
-            with suppress(FileExistsError):
-                path.parent.mkdir(parents=True)
+            if path.parent != self._root:
+                path.parent.mkdir(parents=True, exist_ok=True)
             return etag if self._place(beside, path, if_absent, if_match) else None
         finally:
             with suppress(FileNotFoundError):
@@ -128,9 +129,8 @@ class Files:
                     yield unquote(path[:-1].replace("+/", ""))
 
     def _path(self, key: str) -> Path:
-        parts = (re.findall(f".{{1,{_PIECE}}}", quote(part, safe="")) for part in key.split("/"))
-        # A quoted part holds neither '+' nor '.' alone, so long parts and odd keys stay inside.
-        return self._root / ("/".join("+/".join(p).replace(".", "%2E") or "%" for p in parts) + "@")
+        quoted = quote(key, safe="").replace(".", "%2E")  # now without '+', '/', '@' and '.'
+        return self._root / ("+/".join(re.findall(f".{{1,{_PIECE}}}", quoted)) + "@")
 
     def _place(self, beside: Path, path: Path, if_absent: bool, if_match: str | None) -> bool:
         if if_absent:

@@ -33,13 +33,17 @@ def serve(control_fd: int, config: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write.fileno())
 
-    _prepare(["numpy", "fsdray.backends.local.process"])
+    _prepare(["fsdray.backends.local.process"])
+    later = ["numpy"]  # once nobody waits: the first call should not wait for it
     workers: set[int] = set()
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
         while True:
-            ready = [key.fileobj for key, _ in selector.select()]
+            ready = [key.fileobj for key, _ in selector.select(0 if later else None)]
+            if not ready:
+                _prepare(later)
+                later = []
             if wake_read in ready:
                 wake_read.recv(4096)
                 _reap(workers, control)

@@ -63,15 +63,14 @@ class Mailbox:
     def deposit(self, frame: Frame) -> None:
         """Keep a frame, unless it is known, over, or another gang's."""
         key = frame.key
-        if (
-            frame.epoch != self._epoch
-            or self._rank not in frame.destinations
-            or self._is_known(key)
-        ):
+        if frame.epoch != self._epoch or self._rank not in frame.destinations:
             self.dropped += 1
             return
-        if frame.operation == Operation.ABORT:
+        if frame.operation == Operation.ABORT:  # it has no number: it is never one too many
             self._aborted(bytes(frame.payload))
+            return
+        if self._is_known(key):
+            self.dropped += 1
             return
         parts = self._parts.setdefault(key, {})
         if frame.part in parts:

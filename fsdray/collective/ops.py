@@ -6,10 +6,9 @@ They take what two ranks gave, the lower rank's first, and work element by eleme
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
-
-import numpy as np
 
 Op: TypeAlias = Callable[[Any, Any], Any]
 
@@ -27,30 +26,30 @@ def PROD(left: Any, right: Any) -> Any:  # noqa: N802
 def MAX(left: Any, right: Any) -> Any:  # noqa: N802
     """The larger; of equals the lower rank's."""
     if _is_array(left, right):
-        return np.maximum(left, right)
+        return _numpy().maximum(left, right)
     return right if right > left else left
 
 
 def MIN(left: Any, right: Any) -> Any:  # noqa: N802
     """The smaller; of equals the lower rank's."""
     if _is_array(left, right):
-        return np.minimum(left, right)
+        return _numpy().minimum(left, right)
     return right if right < left else left
 
 
 def LAND(left: Any, right: Any) -> Any:  # noqa: N802
     """Logical and."""
-    return np.logical_and(left, right) if _is_array(left, right) else bool(left) and bool(right)
+    return _numpy().logical_and(left, right) if _is_array(left, right) else bool(left) and bool(right)
 
 
 def LOR(left: Any, right: Any) -> Any:  # noqa: N802
     """Logical or."""
-    return np.logical_or(left, right) if _is_array(left, right) else bool(left) or bool(right)
+    return _numpy().logical_or(left, right) if _is_array(left, right) else bool(left) or bool(right)
 
 
 def LXOR(left: Any, right: Any) -> Any:  # noqa: N802
     """Logical exclusive or."""
-    return np.logical_xor(left, right) if _is_array(left, right) else bool(left) != bool(right)
+    return _numpy().logical_xor(left, right) if _is_array(left, right) else bool(left) != bool(right)
 
 
 BAND: Op = operator.and_
@@ -76,8 +75,14 @@ def fold(op: Op, values: list[Any]) -> Any:
     return result
 
 
-def _is_array(left: Any, right: Any) -> bool:
-    return isinstance(left, np.ndarray) or isinstance(right, np.ndarray)
+def _numpy() -> Any:
+    """NumPy, where anybody has imported it: without it there are no arrays."""
+    return sys.modules.get("numpy")
+
+
+def _is_array(*values: Any) -> bool:
+    numpy = _numpy()
+    return numpy is not None and any(isinstance(value, numpy.ndarray) for value in values)
 
 
 def _loc(left: Any, right: Any, right_wins: bool) -> Any:
