@@ -111,7 +111,8 @@ async def supervise(
     Where the gang breaks, the ranks that have not replied after a grace are stopped, and are
     missing from the result.
     """
-    grace = call.settings.grace * _STOP
+    clock = asyncio.get_running_loop().time
+    deadline: float | None = None  # set when the gang breaks
     tasks = {
         asyncio.create_task(_invoke(backend, child(call, rank, timeout))): rank for rank in ranks
     }
@@ -123,11 +124,13 @@ async def supervise(
             waits: set[asyncio.Task[Any]] = {*pending}
             done, _ = await asyncio.wait(
                 waits if broke.done() else {*waits, broke},
-                timeout=grace if broke.done() else None,
+                timeout=None if deadline is None else max(0.0, deadline - clock()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not done:
                 break
+            if broke.done() and deadline is None:
+                deadline = clock() + call.settings.grace * _STOP
             for task in pending & done:
                 pending.discard(task)
                 _settle(tasks[task], task, replies, breaker)
