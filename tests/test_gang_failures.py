@@ -1,0 +1,268 @@
+"""A rank that dies or raises: everybody learns of it, soon, and nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+import fsdray as fsd
+from fsdray import inference
+from fsdray.collective import AsyncCommunicator
+from fsdray.errors import (
+    FunctionCrashed,
+    FunctionTimeout,
+    OutOfMemory,
+    RankFailed,
+    SettingsError,
+    TaskError,
+)
+from fsdray.inference.engine import RankAnswer, forward
+from fsdray.inference.shards import Shard, Sharding
+from tests.conftest import processes
+
+pytestmark = pytest.mark.usefixtures("session")
+
+SOON = 1.0  # seconds in which everybody must know
+CHANNELS = ("queue", "object")
+
+
+class Mortal:
+    """A communicator whose rank dies when it begins a given exchange."""
+
+    def __init__(self, inner: AsyncCommunicator, last: int, note: str) -> None:
+        self._inner = inner
+        self._left = last
+        self._note = note
+
+    def neighbor_alltoall(
+        self, sends: Mapping[int, Any], sources: Iterable[int]
+    ) -> Awaitable[dict[int, Any]]:
+        if self._left == 0:
+            print("these are my last words", flush=True)
+            Path(self._note).write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left -= 1
+        return self._inner.neighbor_alltoall(sends, sources)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def mortal_forward(
+    comm: AsyncCommunicator, shard: Shard, samples: csr_array, layer: int, note: str
+) -> RankAnswer:
+    doomed: Any = Mortal(comm, layer, note)
+    return await forward(doomed, shard, samples)
+
+
+def run_mortal(
+    shard: Shard, samples: csr_array, victim: int, layer: int, notes: str
+) -> RankAnswer | None:
+    rank = fsd.collective.world().rank
+    note = f"{notes}/{rank}"
+    try:
+        return fsd.collective.run(
+            mortal_forward, shard, samples, layer if rank == victim else -1, note
+        )
+    except RankFailed as error:
+        Path(note).write_text(str(time.time()))
+        assert error.ranks == [victim]
+        raise
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[inference.Model, csr_array]:
+    return inference.radixnet(1024, 24), inference.digits(60, 1024)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
+    seed: int, network: tuple[inference.Model, csr_array], tmp_path: Path
+) -> None:
+    rng = random.Random(seed)
+    model, samples = network
+    workers, channel = rng.choice([2, 4, 7]), CHANNELS[seed % 2]
+    victim, layer = rng.randrange(workers), rng.randrange(model.depth)
+    print(f"seed {seed}: rank {victim} of {workers} dies in layer {layer + 1} over {channel}")
+    sharding = Sharding(model, inference.partition(model, workers, "block"))
+    shards = [sharding.shard(rank) for rank in range(workers)]
+    pixels = [samples.T.tocsr()[shard.pixels] for shard in shards]
+    before = set(Path("/dev/shm").glob(f"fsdray-*-{os.getpid()}-*/objects/*"))
+
+    program = fsd.remote(world_size=workers, channel=channel)(run_mortal)
+    refs = program.remote(
+        fsd.per_rank(shards), fsd.per_rank(pixels), victim, layer, str(tmp_path)
+    )
+    with pytest.raises(RankFailed) as raised:
+        fsd.get(refs, timeout=60)
+    told = time.time()
+
+    died = float((tmp_path / str(victim)).read_text())
+    assert told - died < SOON, "the caller learned of it too late"
+    for rank in set(range(workers)) - {victim}:
+        heard = float((tmp_path / str(rank)).read_text())
+        assert heard - died < SOON, f"rank {rank} learned of it too late"
+    for ref in refs:
+        with pytest.raises(RankFailed) as each:
+            fsd.get(ref)
+        assert each.value.ranks == [victim]
+        assert isinstance(each.value.cause, FunctionCrashed)
+    cause = raised.value.cause
+    assert isinstance(cause, FunctionCrashed)
+    assert "SIGKILL" in cause.message
+    assert cause.log[-1] == "these are my last words"
+    left = set(Path("/dev/shm").glob(f"fsdray-*-{os.getpid()}-*/objects/*")) - before
+    objects = [path for folder in left for path in folder.rglob("*@")]
+    assert not objects, "the broken gang left objects behind"
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("branching", [1, 2, 8])
+def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
+    channel: str, branching: int
+) -> None:
+    fsd.shutdown()
+    fsd.init("local", branching=branching)
+
+    @fsd.remote(world_size=5, channel=channel)
+    def busy(victim: int) -> None:
+        comm = fsd.collective.world()
+        comm.barrier()
+        if comm.rank == victim:
+            os._exit(7)
+        while True:  # it never looks at the communicator again
+            pass
+
+    for victim in (0, 4):
+        began = time.time()
+        with pytest.raises(RankFailed) as raised:
+            fsd.get(busy.remote(victim), timeout=30)
+        assert raised.value.ranks == [victim]
+        assert "status 7" in str(raised.value)
+        assert time.time() - began < 10
+
+    @fsd.remote
+    def workers_busy() -> int:
+        return len(processes())
+
+    # The orphans of a dead rank are stopped a moment later; a new call finds nobody at work.
+    deadline = time.time() + 10
+    while any(_is_running(pid) for pid in processes()) and time.time() < deadline:
+        fsd.get(workers_busy.remote())
+    assert not [pid for pid in processes() if _is_running(pid)], "a rank still computes"
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process uses the CPU at this moment."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_an_exception_of_one_rank_is_the_callers_and_the_cause_of_the_others(
+    channel: str,
+) -> None:
+    @fsd.remote(world_size=4, channel=channel)
+    def fails() -> int:
+        comm = fsd.collective.world()
+        comm.barrier()
+        if comm.rank == 2:
+            raise KeyError("mine")
+        return int(comm.allreduce(1))
+
+    refs = fails.remote()
+    with pytest.raises(KeyError, match="mine"):
+        fsd.get(refs, timeout=30)
+    for rank, ref in enumerate(refs):
+        with pytest.raises(KeyError if rank == 2 else RankFailed) as raised:
+            fsd.get(ref)
+        if rank != 2:
+            assert raised.value.ranks == [2]
+            assert isinstance(raised.value.cause, KeyError)
+            assert isinstance(raised.value.cause, TaskError)
+
+
+def test_a_rank_that_needed_nobody_keeps_its_value_when_another_raises() -> None:
+    @fsd.remote(world_size=3)
+    def alone() -> int:
+        rank = int(fsd.collective.world().rank)
+        if rank == 1:
+            raise ValueError("only mine")
+        return rank
+
+    first, second, third = alone.remote()
+    assert fsd.get([first, third]) == [0, 2]
+    with pytest.raises(ValueError, match="only mine"):
+        fsd.get(second)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_memory_and_time_limits_of_a_rank_are_its_gangs_causes(channel: str) -> None:
+    @fsd.remote(world_size=3, memory=256, timeout=5, channel=channel)
+    def greedy(what: str) -> float:
+        comm = fsd.collective.world()
+        if comm.rank == 1:
+            if what == "memory":
+                hoard = [np.ones(1 << 22) for _ in range(40)]
+                return float(len(hoard))
+            while True:
+                pass
+        return float(comm.allreduce(0.0))
+
+    with pytest.raises(RankFailed) as raised:
+        fsd.get(greedy.remote("memory"), timeout=30)
+    assert raised.value.ranks == [1]
+    assert isinstance(raised.value.cause, OutOfMemory)
+    assert "memory=MB" in str(raised.value)
+    with pytest.raises(RankFailed) as raised:
+        fsd.get(greedy.options(timeout=1).remote("time"), timeout=30)
+    assert raised.value.ranks == [1]
+    assert isinstance(raised.value.cause, FunctionTimeout)
+    assert "timeout=SECONDS" in str(raised.value)
+
+
+def test_a_gang_that_cannot_be_whole_is_refused_before_anything_starts() -> None:
+    @fsd.remote(world_size=1000)
+    def many() -> None: ...
+
+    asked = fsd.receipt().requests
+    with pytest.raises(SettingsError, match=r"fsdray\.init\(concurrency=1000\)"):
+        many.remote()
+    assert fsd.receipt().requests == asked
+
+
+def test_gangs_that_do_not_fit_together_take_turns() -> None:
+    fsd.shutdown()
+    fsd.init("local", concurrency=3)
+
+    @fsd.remote(world_size=3)
+    def turn(number: int) -> int:
+        return int(fsd.collective.world().allreduce(number))
+
+    gangs = [turn.remote(number) for number in range(4)]
+    assert [fsd.get(refs, timeout=30) for refs in gangs] == [[3 * n] * 3 for n in range(4)]
+
+
+def test_a_gang_runs_after_one_that_broke() -> None:
+    @fsd.remote(world_size=3)
+    def may_die(victim: int) -> int:
+        comm = fsd.collective.world()
+        if comm.rank == victim:
+            os._exit(1)
+        return int(comm.allreduce(1))
+
+    for _ in range(3):
+        with pytest.raises(RankFailed):
+            fsd.get(may_die.remote(1), timeout=30)
+        assert fsd.get(may_die.remote(-1), timeout=30) == [3, 3, 3]
