@@ -90,7 +90,9 @@ def _both(original: BaseException, failure: Failure) -> BaseException:
     kind = type(original)
     try:
         both = type(f"TaskError({kind.__name__})", (TaskError, kind), {"__str__": kind.__str__})
-        error: BaseException = both.__new__(both, *original.args)
+        # An OSError keeps its file names outside its args; how it is pickled knows them.
+        given = original.__reduce__()[1] if isinstance(original, OSError) else original.args
+        error: BaseException = both.__new__(both, *given)
         error.args = original.args
         error.__dict__.update(original.__dict__)
     except TypeError:

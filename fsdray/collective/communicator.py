@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import operator
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 from fsdray import loop, wire
 from fsdray.collective import algorithms, codec
@@ -26,14 +27,16 @@ T = TypeVar("T")
 
 ANY_SOURCE = -1
 ANY_TAG = -1
+MAX_TAG = 2**31 - 1  # what MPI libraries give at most (MPI_TAG_UB)
 
 
 class AsyncCommunicator:
     """What the ranks of a group talk through, in coroutines.
 
-    Every method takes its place in the order of operations when it is *called*, not when it is
-    awaited, so an operation may be started, other work done, and its result awaited later. All
-    ranks must call the same collectives in the same order.
+    Collectives and sends take their place in the order of operations when they are *called*, not
+    when they are awaited, so an operation may be started, other work done, and its result awaited
+    later; a `recv` takes it when it is first awaited. All ranks must call the same collectives in
+    the same order.
 
     Parameters
     ----------
@@ -63,34 +66,40 @@ class AsyncCommunicator:
         Raises
         ------
         SettingsError
-            where `dest` is no rank, `tag` is negative, or `obj` cannot be pickled.
+            where `dest` is no rank, `tag` is no tag, or `obj` cannot be pickled.
         """
-        self._check_rank(dest, "dest")
-        if tag < 0:
-            raise SettingsError(f"tag={tag}: a tag to send with is 0 or more")
-        number = next(self._sent[dest])
-        payload = codec.encode(wire.encode(obj))
-        return self._send(dest, tag, number, Parcel((dest,), *payload))
+        dest = self._rank(dest, "dest")
+        tag = _tag(tag)
+        parcel = Parcel((dest,), *codec.encode(wire.encode(obj)))
+        if dest != self.rank:
+            self.sent_bytes += wire.size(parcel.payload)
+        # Numbered last: a number that is never sent would hold up all that come after it.
+        return self._send(dest, tag, next(self._sent[dest]), parcel)
 
     def recv(self, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Awaitable[Any]:
-        """The next message of `source` with `tag`; two ranks' messages do not overtake."""
+        """The next message of `source` with `tag`; two ranks' messages do not overtake.
+
+        Of several that wait at once, the one that was awaited first is served first.
+        """
+        sources = range(self.size)
         if source != ANY_SOURCE:
-            self._check_rank(source, "source")
-        return self._recv(source, tag)
+            source = self._rank(source, "source")
+            sources = range(source, source + 1)
+        return self._recv(sources, None if tag == ANY_TAG else _tag(tag))
 
     # Collectives
 
     def bcast(self, obj: Any, root: int = 0) -> Awaitable[Any]:
-        """Root's `obj` at every rank."""
-        self._check_rank(root, "root")
+        """Root's `obj` at every rank; root too is given a copy, which it may write."""
+        root = self._rank(root, "root")
         pattern = algorithms.from_root(self.rank, self.size, root, is_multicast=True)
-        given = [obj] if pattern.destinations else []
-        exchange = self._exchange(Operation.BCAST, pattern, given)
-        return self._then(exchange, lambda got: obj if self.rank == root else got[root])
+        own = _copy(obj) if self.rank == root else None
+        exchange = self._exchange(Operation.BCAST, pattern, [obj] * len(pattern.destinations))
+        return self._then(exchange, lambda got: own if self.rank == root else got[root])
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Awaitable[Any]:
         """Of root's sequence, one object a rank, the one of this rank."""
-        self._check_rank(root, "root")
+        root = self._rank(root, "root")
         pattern = algorithms.from_root(self.rank, self.size, root, is_multicast=False)
         own: Any = None
         given: list[Any] = []
@@ -100,17 +109,17 @@ class AsyncCommunicator:
                 raise SettingsError(
                     f"scatter takes one object a rank: {self.size}, not {len(values)}"
                 )
-            own = values[root]
+            own = _copy(values[root])
             given = [values[ranks[0]] for ranks in pattern.destinations]
         exchange = self._exchange(Operation.SCATTER, pattern, given)
         return self._then(exchange, lambda got: own if self.rank == root else got[root])
 
     def gather(self, sendobj: Any, root: int = 0) -> Awaitable[list[Any] | None]:
         """At root the objects of all ranks, in their order; None elsewhere."""
-        self._check_rank(root, "root")
+        root = self._rank(root, "root")
         pattern = algorithms.to_root(self.rank, self.size, root)
-        exchange = self._exchange(Operation.GATHER, pattern, [sendobj] * len(pattern.destinations))
         own = _copy(sendobj) if self.rank == root else None
+        exchange = self._exchange(Operation.GATHER, pattern, [sendobj] * len(pattern.destinations))
         return self._then(
             exchange, lambda got: self._in_order(got, own) if self.rank == root else None
         )
@@ -126,10 +135,10 @@ class AsyncCommunicator:
 
     def reduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> Awaitable[Any]:
         """At root all ranks' objects, reduced in rank order; None elsewhere."""
-        self._check_rank(root, "root")
+        root = self._rank(root, "root")
         pattern = algorithms.to_root(self.rank, self.size, root)
-        exchange = self._exchange(Operation.REDUCE, pattern, [sendobj] * len(pattern.destinations))
         own = _copy(sendobj) if self.rank == root else None
+        exchange = self._exchange(Operation.REDUCE, pattern, [sendobj] * len(pattern.destinations))
         return self._reduced(exchange, op, own) if self.rank == root else exchange_none(exchange)
 
     def allreduce(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
@@ -162,9 +171,8 @@ class AsyncCommunicator:
         The topology is said anew with each call: rank r must name s in `sources` exactly where
         s has r in `sends`. A rank may send to itself.
         """
-        wanted = tuple(sorted(set(sources)))
-        for rank in (*sends, *wanted):
-            self._check_rank(rank, "a neighbor")
+        sends = {self._rank(rank, "a neighbor"): value for rank, value in sends.items()}
+        wanted = tuple(sorted({self._rank(rank, "a neighbor") for rank in sources}))
         if (self.rank in sends) != (self.rank in wanted):
             raise SettingsError("a rank that sends to itself must be among its own sources")
         others = sorted(rank for rank in sends if rank != self.rank)
@@ -195,11 +203,12 @@ class AsyncCommunicator:
         number: int | None = None,
     ) -> Coroutine[Any, Any, dict[int, Any]]:
         """One round: `given` has a value for each group of destinations."""
-        number = self._number() if number is None else number
         parcels = [
             Parcel(ranks, *codec.encode(wire.encode(value)))
             for ranks, value in zip(pattern.destinations, given, strict=True)
         ]
+        # Numbered last: what cannot be encoded has not taken part, and may be given again.
+        number = self._number() if number is None else number
         self.sent_bytes += sum(wire.size(parcel.payload) for parcel in parcels)
         outgoing = Outgoing(operation, self._id, number, 0, parcels)
         return self._do_exchange(outgoing, pattern.sources)
@@ -213,19 +222,30 @@ class AsyncCommunicator:
                 operation.name.lower(),
                 lambda: [s for s, key in keys.items() if not self._mailbox.has(key)],
                 self._channel.post(outgoing) if outgoing.parcels else None,
-                self._collect(list(keys.values())),
+                self._collect(operation, list(keys.values())),
             )
             letters = [self._mailbox.take(key) for key in keys.values()]
         finally:
             self._active.discard(number)
             self._mailbox.close_below(self._id, min(self._active, default=number + 1))
-        for letter in letters:
-            self._check_same(operation, letter)
         return {letter.source: _open(letter) for letter in letters}
 
-    async def _collect(self, keys: Sequence[Key]) -> None:
-        while missing := [key for key in keys if not self._mailbox.has(key)]:
-            await self._channel.collect(missing)
+    async def _collect(self, operation: Operation, keys: Sequence[Key]) -> None:
+        """Wait until all are there; the first that is of another operation ends the wait."""
+        missing = keys
+        while True:
+            for key in missing:
+                self._check_same(operation, key)
+            missing = [key for key in missing if not self._mailbox.has(key)]
+            if not missing:
+                return
+            try:
+                await self._channel.collect(missing)
+            except NotForThisRank as error:
+                raise MismatchedCollective(
+                    f"rank {self.rank} called {_name(operation)} and waits for rank "
+                    f"{error.source}, which called {error.operation} and sends it nothing"
+                ) from error
 
     async def _within(
         self,
@@ -287,18 +307,20 @@ class AsyncCommunicator:
             return
         await self._within("send", list, self._channel.post(outgoing))
 
-    async def _recv(self, source: int, tag: int) -> Any:
-        sources = [source] if source != ANY_SOURCE else list(range(self.size))
-        wanted = None if tag == ANY_TAG else tag
+    async def _recv(self, sources: Sequence[int], tag: int | None) -> Any:
         while True:
-            letter = self._mailbox.match(self._id, sources, wanted)
+            letter = self._mailbox.match(self._id, sources, tag)
             if letter is not None:
                 return _open(letter)
             self._mailbox.check()
-            keys = [
-                self._mailbox.next_send(self._id, other) for other in sources if other != self.rank
-            ]
-            await self._within("recv", lambda: sources, self._channel.collect(keys))
+            keys = [self._mailbox.next_send(self._id, source) for source in sources]
+            await self._within("recv", lambda: list(sources), self._collect_send(keys))
+
+    async def _collect_send(self, keys: Sequence[Key]) -> None:
+        """Wait for one of `keys`, the next send of each source."""
+        if keys != [self._mailbox.next_send(self._id, key.source) for key in keys]:
+            return  # another operation's reading has brought it since
+        await self._channel.collect([key for key in keys if key.source != self.rank])
 
     def _number(self) -> int:
         number = next(self._numbers)
@@ -308,15 +330,18 @@ class AsyncCommunicator:
     def _in_order(self, got: dict[int, Any], own: Any) -> list[Any]:
         return [own if rank == self.rank else got[rank] for rank in range(self.size)]
 
-    def _check_rank(self, rank: int, what: str) -> None:
-        if not isinstance(rank, int) or not 0 <= rank < self.size:
+    def _rank(self, rank: SupportsIndex, what: str) -> int:
+        """A rank as a plain int, from whatever counts as one, such as NumPy's integers."""
+        if not isinstance(rank, SupportsIndex) or not 0 <= operator.index(rank) < self.size:
             raise SettingsError(f"{what}={rank!r}: ranks go from 0 to {self.size - 1}")
+        return operator.index(rank)
 
-    def _check_same(self, operation: Operation, letter: Letter) -> None:
-        if letter.operation != operation:
+    def _check_same(self, operation: Operation, key: Key) -> None:
+        theirs = self._mailbox.operation(key)
+        if theirs not in (None, operation):
             raise MismatchedCollective(
-                f"rank {self.rank} called {operation.name.lower()} where rank {letter.source} "
-                f"called {letter.operation.name.lower()}"
+                f"rank {self.rank} called {_name(operation)} where rank {key.source} "
+                f"called {_name(theirs)}"
             )
 
 
@@ -414,6 +439,12 @@ class Communicator:
 
 def _open(letter: Letter) -> Any:
     return wire.decode(codec.decode(letter.codec, letter.payload))
+
+
+def _tag(tag: SupportsIndex) -> int:
+    if not isinstance(tag, SupportsIndex) or not 0 <= operator.index(tag) <= MAX_TAG:
+        raise SettingsError(f"tag={tag!r}: a tag is a whole number from 0 to {MAX_TAG}")
+    return operator.index(tag)
 
 
 def _copy(value: Any) -> Any:

@@ -28,6 +28,7 @@ from fsdray.services import (
     Pace,
 )
 
+_OURS = "faulty-"  # receipts of deliveries that the service knows nothing of
 _LONGEST = 5  # receives that a delivery is held back
 _PAUSE = 0.002  # seconds in which others may overtake what is held back
 
@@ -124,7 +125,7 @@ class FaultyMessages:
                 each.receives -= 1
             held += ready
             due = self._take_due(inbox)
-            if due or not is_owed:
+            if due or all(each.is_extra for each in held):
                 return due
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
@@ -149,9 +150,7 @@ class FaultyMessages:
                 again = replace(delivery, receipt=self._receipt())
                 parts.append(_Held(again, draw.randint(0, _LONGEST), True))
         if draw.random() < self._corrupt:
-            damaged = replace(
-                delivery, receipt=self._receipt(), body=_damaged(delivery.body, draw)
-            )
+            damaged = replace(delivery, receipt=self._receipt(), body=_damaged(delivery.body, draw))
             parts.append(_Held(damaged, draw.randint(0, later), True))
         return parts
 
@@ -269,9 +268,6 @@ class FaultyObjects:
         name = f"{self._seed} {what} {key}"
         self._seen[name] += 1
         return random.Random(f"{name} {self._seen[name]}")
-
-
-_OURS = "faulty-"
 
 
 def _is_ours(delivery: Delivery) -> bool:

@@ -62,9 +62,11 @@ async def run_ranks(
     meeting = dataclasses.replace(meeting, gang=gang)
     opened = [_open(backend, meeting, rank, size, deadline) for rank in range(size)]
     tasks = [asyncio.create_task(program(comm)) for comm, _ in opened]
+    is_whole = False
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        errors = [e for task in tasks if task.done() and (e := task.exception()) is not None]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        errors = [error for task in done if (error := task.exception()) is not None]
+        is_whole = not errors
     finally:
         for task in tasks:
             task.cancel()
@@ -72,7 +74,7 @@ async def run_ranks(
         for comm, _ in opened:
             await comm.close()
         written = [key for _, each in opened for key in each.written]
-        await channels.clear(backend, meeting, written, is_broken=False)
+        await channels.clear(backend, meeting, written, is_broken=not is_whole)
     if errors:
         raise errors[0]
     return [task.result() for task in tasks]

@@ -1,0 +1,95 @@
+"""The conformance kit on the local backend, in the driver and through the link in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fsdray import loop, session
+from fsdray.backends.local.backend import LocalBackend
+from fsdray.testing import checks
+from fsdray.testing.checks import FunctionCheck, MessageCheck, ObjectCheck
+from tests.backends.local import connected
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[LocalBackend]:
+    with connected() as backend:
+        yield backend
+
+
+def check_here(name: str) -> None:
+    """Run one check of the kit in this worker, against its own side of the services."""
+    backend = session.current().backend
+    check = getattr(checks, name)
+    if check in checks.MESSAGE_CHECKS:
+        loop.run(check(backend.messages))
+    elif check in checks.OBJECT_CHECKS:
+        loop.run(check(backend.objects))
+    else:
+        loop.run(check(backend.functions, backend.objects))
+
+
+def run_in_worker(backend: LocalBackend, name: str) -> None:
+    loop.run(checks.call_function(backend.functions, check_here, name, memory=1024))
+
+
+def name_of(check: MessageCheck | ObjectCheck | FunctionCheck) -> str:
+    return check.__name__
+
+
+@pytest.mark.parametrize("check", checks.MESSAGE_CHECKS, ids=name_of)
+def test_messages_in_the_driver(backend: LocalBackend, check: MessageCheck) -> None:
+    loop.run(check(backend.messages))
+
+
+@pytest.mark.parametrize("check", checks.MESSAGE_CHECKS, ids=name_of)
+def test_messages_in_a_worker(backend: LocalBackend, check: MessageCheck) -> None:
+    run_in_worker(backend, check.__name__)
+
+
+@pytest.mark.parametrize("check", checks.OBJECT_CHECKS, ids=name_of)
+def test_objects_in_the_driver(backend: LocalBackend, check: ObjectCheck) -> None:
+    loop.run(check(backend.objects))
+
+
+@pytest.mark.parametrize("check", checks.OBJECT_CHECKS, ids=name_of)
+def test_objects_in_a_worker(backend: LocalBackend, check: ObjectCheck) -> None:
+    run_in_worker(backend, check.__name__)
+
+
+@pytest.mark.parametrize("check", checks.FUNCTION_CHECKS + checks.STOP_CHECKS, ids=name_of)
+def test_functions_in_the_driver(backend: LocalBackend, check: FunctionCheck) -> None:
+    loop.run(check(backend.functions, backend.objects))
+
+
+@pytest.mark.parametrize("check", checks.FUNCTION_CHECKS + checks.STOP_CHECKS, ids=name_of)
+def test_functions_in_a_worker(backend: LocalBackend, check: FunctionCheck) -> None:
+    run_in_worker(backend, check.__name__)
+
+
+@pytest.mark.parametrize("check", checks.OBJECT_CHECKS, ids=name_of)
+def test_objects_on_disk(tmp_path_factory: pytest.TempPathFactory, check: ObjectCheck) -> None:
+    with connected(directory=str(tmp_path_factory.mktemp("disk"))) as backend:
+        loop.run(check(backend.objects))
+
+
+def test_the_kit_lists_each_of_its_checks_once() -> None:
+    listed = [
+        *checks.MESSAGE_CHECKS,
+        *checks.OBJECT_CHECKS,
+        *checks.FUNCTION_CHECKS,
+        *checks.STOP_CHECKS,
+    ]
+    written = {
+        value
+        for name, value in vars(checks).items()
+        if name.startswith(
+            ("a_", "an_", "any_", "as_", "ack", "calls_", "env", "every_", "leased_")
+        )
+        or name.startswith(("many_", "memory_", "messages_", "one_", "put_", "readers_", "the_"))
+        or name.startswith("what_")
+    }
+    assert set(listed) == written
+    assert len(listed) == len(written)

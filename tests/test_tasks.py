@@ -1,0 +1,385 @@
+"""Tasks: what a user does with @remote, get, put and wait."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fsdray as fsd
+from fsdray.errors import (
+    FunctionCrashed,
+    FunctionTimeout,
+    GetTimeout,
+    OutOfMemory,
+    PlatformError,
+    ServiceError,
+    SettingsError,
+    TaskError,
+)
+
+pytestmark = pytest.mark.usefixtures("session")
+
+
+@fsd.remote
+def add(left: Any, right: Any = 1) -> Any:
+    return left + right
+
+
+@fsd.remote
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def test_a_task_returns_its_value() -> None:
+    assert fsd.get(add.remote(2, right=3)) == 5
+    assert fsd.get([add.remote(n) for n in range(50)]) == list(range(1, 51))
+    assert fsd.get([]) == []
+
+
+def test_tasks_run_in_other_processes_and_reuse_them() -> None:
+    @fsd.remote
+    def pid() -> int:
+        return os.getpid()
+
+    pids = [fsd.get(pid.remote()) for _ in range(10)]
+    assert os.getpid() not in pids
+    assert len(set(pids)) == 1, "a warm worker is used again"
+
+
+def test_tasks_that_wait_run_beside_one_another() -> None:
+    @fsd.remote
+    def meet(key: str, others: int) -> int:
+        # Every task writes that it is here and waits for all: only if all run can one end.
+        here = fsd.session.current().backend.objects
+        fsd.loop.run(here.put(f"{key}/{os.getpid()}", b""))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if len(fsd.loop.run(here.list(key))) == others:
+                return others
+        return 0
+
+    assert fsd.get([meet.remote("meeting", 6) for _ in range(6)], timeout=30) == [6] * 6
+
+
+def test_closures_lambdas_and_globals_travel() -> None:
+    offset = np.arange(3)
+    remote = fsd.remote(lambda x, scale=2: x * scale + offset)
+    assert fsd.get(remote.remote(10)).tolist() == [20, 21, 22]
+
+    @fsd.remote
+    def fib(n: int) -> int:
+        return n if n < 2 else sum(fsd.get([fib.remote(n - 1), fib.remote(n - 2)]))
+
+    assert fsd.get(fib.remote(6), timeout=60) == 8
+
+
+def test_refs_as_arguments_are_values_and_nested_refs_stay_refs() -> None:
+    seven = add.remote(3, 4)
+    assert fsd.get(add.remote(seven, right=seven)) == 14
+
+    @fsd.remote
+    def kind(direct: Any, nested: list[Any]) -> tuple[str, str, int]:
+        return type(direct).__name__, type(nested[0]).__name__, fsd.get(nested[0])
+
+    assert fsd.get(kind.remote(seven, [seven])) == ("int", "ObjectRef", 7)
+
+
+def test_refs_in_results_can_be_got_by_the_caller() -> None:
+    @fsd.remote
+    def outer() -> dict[str, Any]:
+        return {"child": add.remote(20, 22), "put": fsd.put(np.ones(100_000))}
+
+    refs = fsd.get(outer.remote())
+    assert fsd.get(refs["child"]) == 42
+    assert fsd.get(refs["put"]).sum() == 100_000
+    assert fsd.get(add.remote(refs["child"], refs["child"])) == 84
+
+
+def test_a_ref_that_went_through_a_task_is_the_same_ref() -> None:
+    ref = fsd.put("value")
+    back = fsd.get(fsd.remote(lambda box: box).remote([ref]))[0]
+    assert back == ref
+    assert hash(back) == hash(ref)
+    assert fsd.get(back) == "value"
+
+
+def test_nested_waits_do_not_deadlock_at_any_depth() -> None:
+    fsd.shutdown()
+    fsd.init("local", concurrency=2)
+
+    @fsd.remote
+    def deep(depth: int) -> int:
+        return 0 if depth == 0 else 1 + max(fsd.get([deep.remote(depth - 1) for _ in range(2)]))
+
+    assert fsd.get(deep.remote(4), timeout=60) == 4
+
+
+def test_arrays_are_read_only_views_and_arguments_too() -> None:
+    array = np.random.default_rng(0).random(1_000_000)
+    ref = fsd.put(array)
+    one, other = fsd.get(ref), fsd.get(ref)
+    assert (one == array).all()
+    assert not one.flags.writeable
+    assert np.shares_memory(one, other), "both are views of one mapping"
+
+    @fsd.remote
+    def look(given: Any) -> tuple[bool, float]:
+        return bool(given.flags.writeable), float(given.sum())
+
+    assert fsd.get(look.remote(ref)) == (False, array.sum())
+    assert fsd.get(look.remote(array)) == (False, array.sum())
+
+
+def test_what_is_put_or_passed_may_be_changed_at_once() -> None:
+    array = np.zeros(500_000)
+    ref, task = fsd.put(array), add.remote(array, 0)
+    array += 1
+    assert fsd.get(ref).sum() == 0
+    assert fsd.get(task).sum() == 0
+
+
+def test_values_go_when_nobody_refers_to_them() -> None:
+    objects = fsd.session.current().backend.objects
+    ref = fsd.put(np.zeros(100_000))
+    key = f"values/{ref.id}"
+    assert key in fsd.loop.run(objects.list("values/"))
+    del ref
+    fsd.loop.run(fsd.session.current().flush())
+    assert key not in fsd.loop.run(objects.list("values/"))
+
+
+def test_num_returns_gives_as_many_refs() -> None:
+    @fsd.remote(num_returns=3)
+    def three() -> tuple[int, int, int]:
+        return 1, 2, 3
+
+    assert fsd.get(list(three.remote())) == [1, 2, 3]
+    assert three.options(num_returns=0).remote() is None
+    short = three.options(num_returns=2).remote()
+    with pytest.raises(ValueError, match="num_returns=2, but returned 3 values"):
+        fsd.get(short[0])
+
+
+def test_an_exception_keeps_its_type_and_shows_the_remote_lines() -> None:
+    with pytest.raises(KeyError) as raised:
+        fsd.get(fail.remote(KeyError("lost")))
+    assert isinstance(raised.value, TaskError)
+    assert raised.value.args == ("lost",)
+    assert "raise error" in str(raised.value.__cause__)
+    with pytest.raises(FileNotFoundError) as missing:
+        fsd.get(fail.remote(FileNotFoundError(2, "gone", "there")))
+    assert (missing.value.errno, missing.value.filename) == (2, "there")
+
+
+def test_a_failed_dependency_fails_its_dependents_with_its_own_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        fsd.get(add.remote(add.remote(fail.remote(ZeroDivisionError("first"))), 1))
+
+
+def test_an_exception_that_cannot_be_pickled_arrives_as_text() -> None:
+    @fsd.remote
+    def strange() -> None:
+        class Strange(Exception):
+            def __reduce__(self) -> Any:
+                raise RuntimeError("no")
+
+        raise Strange("still told")
+
+    with pytest.raises(TaskError, match="strange raised Strange: still told"):
+        fsd.get(strange.remote())
+
+
+def test_the_three_deaths_are_three_errors_with_the_last_lines() -> None:
+    @fsd.remote(memory=256, timeout=3)
+    def die(how: str) -> None:
+        print(f"dying by {how}")
+        if how == "exit":
+            os._exit(5)
+        if how == "memory":
+            hoard = [np.ones(1 << 22) for _ in range(40)]
+            print(len(hoard))
+        while True:
+            time.sleep(0.01)
+
+    for how, error, says in (
+        ("exit", FunctionCrashed, "status 5"),
+        ("memory", OutOfMemory, "memory=MB"),
+        ("time", FunctionTimeout, "timeout=SECONDS"),
+    ):
+        with pytest.raises(error, match=says) as raised:
+            fsd.get(die.remote(how))
+        assert isinstance(raised.value, PlatformError)
+        assert raised.value.log[-1] == f"dying by {how}"
+    assert fsd.get(add.remote(1)) == 2
+
+
+def test_get_reaches_its_timeout_and_the_task_goes_on() -> None:
+    gate = f"gate-{time.monotonic_ns()}"
+
+    @fsd.remote
+    def wait_for(key: str) -> str:
+        blob = fsd.loop.run(fsd.session.current().backend.objects.get(key, wait=30))
+        return bytes(blob.data).decode() if blob is not None else "nothing"
+
+    ref = wait_for.remote(gate)
+    with pytest.raises(GetTimeout):
+        fsd.get(ref, timeout=0)
+    with pytest.raises(TimeoutError):
+        fsd.get(ref, timeout=0.05)
+    fsd.loop.run(fsd.session.current().backend.objects.put(gate, b"open"))
+    assert fsd.get(ref) == "open"
+
+
+def test_wait_splits_refs_in_their_order() -> None:
+    gate = f"gate-{time.monotonic_ns()}"
+
+    @fsd.remote
+    def wait_for(key: str) -> None:
+        fsd.loop.run(fsd.session.current().backend.objects.get(key, wait=30))
+
+    slow, one, other = wait_for.remote(gate), add.remote(1), add.remote(2)
+    ready, rest = fsd.wait([slow, one, other], num_returns=2)
+    assert (ready, rest) == ([one, other], [slow])
+    ready, rest = fsd.wait([slow], timeout=0.01)
+    assert (ready, rest) == ([], [slow])
+    fsd.loop.run(fsd.session.current().backend.objects.put(gate, b""))
+    assert fsd.wait([slow]) == ([slow], [])
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: fsd.get(3), ValueError),
+        (lambda: fsd.get((fsd.put(1),)), ValueError),
+        (lambda: fsd.get([1]), ValueError),
+        (lambda: fsd.get(fsd.put(1), timeout=-1), ValueError),
+        (lambda: fsd.put(fsd.put(1)), TypeError),
+        (lambda: fsd.wait(fsd.put(1)), TypeError),
+        (lambda: fsd.wait([fsd.put(1)], num_returns=2), ValueError),
+        (lambda: fsd.wait([fsd.put(1)], num_returns=0), ValueError),
+        (lambda: fsd.wait([fsd.put(1)], timeout=-1), ValueError),
+        (lambda: fsd.wait([ref := fsd.put(1), ref]), ValueError),
+        (lambda: add(1), TypeError),
+        (lambda: add.remote(), TypeError),
+        (lambda: add.remote(1, 2, 3), TypeError),
+        (lambda: add.remote(1, nonsense=2), TypeError),
+        (lambda: add.options(nonsense=2), ValueError),
+        (lambda: add.options(memory=-5), SettingsError),
+        (lambda: add.options(memory=1).remote(1), SettingsError),
+        (lambda: add.options(timeout=0), SettingsError),
+        (lambda: add.options(num_returns=-1), SettingsError),
+        (lambda: add.options(world_size=0), SettingsError),
+        (lambda: add.options(channel="queue"), SettingsError),
+        (lambda: add.options(world_size=2, channel="pigeon"), SettingsError),
+        (lambda: add.remote(threading.Lock()), SettingsError),
+        (lambda: add.remote(fsd.per_rank([1, 2])), SettingsError),
+        (lambda: add.options(world_size=3).remote(fsd.per_rank([1, 2])), SettingsError),
+        (lambda: fsd.put(threading.Lock()), SettingsError),
+        (lambda: fsd.remote(lambda: threading.Lock)(1), TypeError),
+        (lambda: fsd.remote(type("Actor", (), {})), TypeError),
+        (lambda: fsd.remote(3), TypeError),
+    ],
+)
+def test_misuse_is_an_error_in_the_caller_and_starts_nothing(call: Any, error: Any) -> None:
+    before = fsd.receipt().requests.get("invoke", 0)
+    with pytest.raises(error):
+        call()
+    assert fsd.receipt().requests.get("invoke", 0) == before
+
+
+def test_an_unpicklable_closure_is_named_before_anything_starts() -> None:
+    lock = threading.Lock()
+
+    @fsd.remote
+    def locked() -> None:
+        lock.acquire()
+
+    with pytest.raises(SettingsError, match="locked cannot be pickled"):
+        locked.remote()
+
+
+def test_a_remote_function_keeps_its_name_docstring_and_wrapped_self() -> None:
+    assert add.__name__ == "add"
+    assert add.__wrapped__(1, 1) == 2
+    assert "add" in repr(add)
+    assert add.options(name="plus").__name__ == "add"
+
+
+def test_a_second_init_is_an_error_and_shutdown_is_not() -> None:
+    with pytest.raises(fsd.errors.FsdrayError, match="shutdown"):
+        fsd.init()
+    assert fsd.is_initialized()
+
+
+def test_refs_can_be_awaited_and_have_futures() -> None:
+    async def main() -> list[int]:
+        return list(await asyncio.gather(*[add.remote(n) for n in range(5)]))
+
+    assert asyncio.run(main()) == [1, 2, 3, 4, 5]
+    assert add.remote(1).future().result(10) == 2
+    with pytest.raises(KeyError):
+        fail.remote(KeyError("x")).future().result(10)
+
+
+def test_what_a_task_prints_appears_at_the_caller(tmp_path: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import fsdray as fsd\n"
+        "@fsd.remote\n"
+        "def speak(n): print('hello', n)\n"
+        "fsd.get([speak.remote(n) for n in range(3)])\n"
+        "print('the end')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "the end\n"
+    spoken = sorted(line.partition(") ")[2] for line in done.stderr.splitlines())
+    assert spoken == ["hello 0", "hello 1", "hello 2"]
+    assert done.stderr.startswith("(speak pid=")
+
+
+def test_a_full_store_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = fsd.session.current().backend.objects
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(objects._files, "write", full)
+    with pytest.raises(ServiceError, match="FSDRAY_DIRECTORY"):
+        fsd.put(np.zeros(100_000))
+    with pytest.raises(ServiceError, match="no space left"):
+        add.remote(np.zeros(100_000))
+    monkeypatch.undo()
+    assert fsd.get(fsd.put(3)) == 3
+
+
+def test_a_calls_receipt_counts_what_it_asked_for() -> None:
+    ref = add.remote(1)
+    fsd.get(ref)
+    assert ref.receipt().requests["invoke"] == 1
+    assert set(ref.receipt().requests) == {"invoke", "gb_seconds"}
+
+    @fsd.remote
+    def two() -> int:
+        return sum(fsd.get([add.remote(1), add.remote(1)]))
+
+    nested = two.remote()
+    assert fsd.get(nested) == 4
+    assert nested.receipt().requests["invoke"] == 3
+
+
+def test_thousands_of_results_stay_right_and_leave_no_objects() -> None:
+    refs = [add.remote(n) for n in range(2000)]
+    assert fsd.get(refs) == list(range(1, 2001))
+    fsd.loop.run(fsd.session.current().flush())
+    keys = fsd.loop.run(fsd.session.current().backend.objects.list("arguments/"))
+    assert keys == []
