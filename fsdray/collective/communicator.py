@@ -241,10 +241,10 @@ class AsyncCommunicator:
                 return
             try:
                 await self._channel.collect(missing)
-            except NotForThisRank as error:
+            except MismatchedCollective as error:
+                what = operation.name.lower()
                 raise MismatchedCollective(
-                    f"rank {self.rank} called {_name(operation)} and waits for rank "
-                    f"{error.source}, which called {error.operation} and sends it nothing"
+                    f"rank {self.rank} called {what} where {error}"
                 ) from error
 
     async def _within(
@@ -338,10 +338,10 @@ class AsyncCommunicator:
 
     def _check_same(self, operation: Operation, key: Key) -> None:
         theirs = self._mailbox.operation(key)
-        if theirs not in (None, operation):
+        if theirs is not None and theirs != operation:
             raise MismatchedCollective(
-                f"rank {self.rank} called {_name(operation)} where rank {key.source} "
-                f"called {_name(theirs)}"
+                f"rank {self.rank} called {operation.name.lower()} where rank {key.source} "
+                f"called {theirs.name.lower()}"
             )
 
 

@@ -160,6 +160,13 @@ def unpack(data: Buffer) -> Frame:
     )
 
 
+def operation_in(start: Buffer) -> Operation | None:
+    """The operation of the frame that starts so; None where too little of it is there."""
+    if memoryview(start).nbytes < _HEADER.size:
+        return None
+    return Operation(_HEADER.unpack_from(start)[2])
+
+
 def split(payload: Sequence[Buffer], limit: int) -> list[memoryview]:
     """A payload, joined, in pieces of at most `limit` bytes; an empty one is one piece."""
     joined = payload[0] if len(payload) == 1 else b"".join(payload)

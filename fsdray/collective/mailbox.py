@@ -95,6 +95,14 @@ class Mailbox:
         """Whether the whole message is there, to be taken."""
         return key in self._letters
 
+    def operation(self, key: Key) -> Operation | None:
+        """What the source of a message called, as soon as any part of it is there."""
+        letter = self._letters.get(key)
+        if letter is not None:
+            return letter.operation
+        parts = self._parts.get(key)
+        return next(iter(parts.values())).operation if parts else None
+
     def take(self, key: Key) -> Letter:
         """Take a message that is there."""
         self._taken.setdefault(key.communicator, set()).add((key.number, key.source))
@@ -106,6 +114,10 @@ class Mailbox:
         taken = self._taken.get(communicator)
         if taken is not None:
             taken -= {known for known in taken if known[0] < number}
+        # What nobody asked for while it could be asked for, nobody will.
+        for kept in (self._letters, self._parts):
+            for key in [key for key in kept if self._is_over(key, communicator)]:
+                del kept[key]
 
     def match(self, communicator: int, sources: Iterable[int], tag: int | None) -> Letter | None:
         """Take the first send of one of `sources` with `tag` (None: any), if one is there."""
@@ -144,6 +156,10 @@ class Mailbox:
         for woken in list(self._waiting):
             if not woken.done():
                 woken.set_exception(failure())
+
+    def _is_over(self, key: Key, communicator: int) -> bool:
+        is_collective = key.communicator == communicator and not key.is_send
+        return is_collective and key.number < self._floor[communicator]
 
     def _is_known(self, key: Key) -> bool:
         if key.is_send:

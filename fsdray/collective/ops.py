@@ -39,7 +39,9 @@ def MIN(left: Any, right: Any) -> Any:  # noqa: N802
 
 def LAND(left: Any, right: Any) -> Any:  # noqa: N802
     """Logical and."""
-    return _numpy().logical_and(left, right) if _is_array(left, right) else bool(left) and bool(right)
+    return (
+        _numpy().logical_and(left, right) if _is_array(left, right) else bool(left) and bool(right)
+    )
 
 
 def LOR(left: Any, right: Any) -> Any:  # noqa: N802
@@ -49,7 +51,9 @@ def LOR(left: Any, right: Any) -> Any:  # noqa: N802
 
 def LXOR(left: Any, right: Any) -> Any:  # noqa: N802
     """Logical exclusive or."""
-    return _numpy().logical_xor(left, right) if _is_array(left, right) else bool(left) != bool(right)
+    return (
+        _numpy().logical_xor(left, right) if _is_array(left, right) else bool(left) != bool(right)
+    )
 
 
 BAND: Op = operator.and_

@@ -17,6 +17,7 @@ from fsdray.collective.frames import (
     Key,
     Operation,
     head_size,
+    operation_in,
     pack,
     pack_parts,
     unpack,
@@ -88,16 +89,14 @@ class ObjectChannel:
         watch: asyncio.Task[None] | None = None
         try:
             while not changed.done():
-                waits = [changed, *(task for task in fetching if not task.done())]
-                patience = _PATIENCE if watch is None else None
+                running = [task for task in (*fetching, watch) if task and not task.done()]
                 done, _ = await asyncio.wait(
-                    waits if watch is None else [*waits, watch],
-                    timeout=patience,
+                    [changed, *running],
+                    timeout=_PATIENCE if watch is None else None,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                for task in fetching:
-                    if task.done():
-                        task.result()
+                for task in done - {changed}:
+                    task.result()
                 if not done and watch is None:
                     watch = asyncio.create_task(self._watch_abort())
             changed.result()
@@ -118,13 +117,14 @@ class ObjectChannel:
             blob = None
             while blob is None:
                 blob = await self._objects.get(path, range=(0, HEAD), wait=_WAIT)
-            start, end = await self._locate(path, blob)
+            start, end = await self._locate(path, key.source, blob)
             data = blob.data[start:end] if end <= len(blob.data) else None
             if data is None:
-                rest = await self._objects.get(path, range=(start, end))
+                before = start % _ALIGN  # read too, so that arrays are aligned here as well
+                rest = await self._objects.get(path, range=(start - before, end))
                 if rest is None:
                     raise CollectiveError(f"object {path!r} vanished while it was read")
-                data = rest.data
+                data = rest.data[before:]
             if len(data) > _BLOCKING:
                 frame = await asyncio.to_thread(unpack, data)
             else:
@@ -135,7 +135,7 @@ class ObjectChannel:
         finally:
             self._fetching.pop(key, None)
 
-    async def _locate(self, path: str, blob: Blob) -> tuple[int, int]:
+    async def _locate(self, path: str, source: int, blob: Blob) -> tuple[int, int]:
         """Where in the object this rank's frame lies."""
         head = blob.data
         count, index_size = _COUNT.unpack_from(head)
@@ -152,9 +152,11 @@ class ObjectChannel:
                 if _RANK.unpack_from(head, at)[0] == self._rank:
                     return offset, offset + length
                 at += _RANK.size
+        first, _, _ = _ENTRY.unpack_from(head, _COUNT.size)
+        called = operation_in(blob.data[first:])
+        what = "another operation" if called is None else called.name.lower()
         raise MismatchedCollective(
-            f"rank {self._rank} waits for a message in {path!r}, which holds none for it: "
-            "the ranks called different operations, or with other sources and destinations"
+            f"rank {source} called {what}, which sends nothing to rank {self._rank}"
         )
 
     async def _watch_abort(self) -> None:
