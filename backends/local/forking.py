@@ -50,6 +50,7 @@ class Worker:
         self.admitted = 0  # ranks of the gangs that this call has let in
         self.killed: PlatformError | None = None  # what its caller will be told
         self._is_killed = False
+        self._statm: int | None = None
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
         self._partial = b""
         self._log = log
@@ -77,8 +78,10 @@ class Worker:
     def resident(self) -> int:
         """Bytes of anonymous memory that the process has in RAM; 0 where it is gone."""
         try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                _, resident, shared, *_ = file.read().split()
+            if self._statm is None:
+                # Kept open, since it is read ten times a second.
+                self._statm = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+            _, resident, shared, *_ = os.pread(self._statm, 256, 0).split()
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return 0
         return (int(resident) - int(shared)) * _PAGE
@@ -103,6 +106,9 @@ class Worker:
                 self._line(line)
 
     def close_log(self) -> None:
+        if self._statm is not None:
+            os.close(self._statm)
+            self._statm = None
         if self._log.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._log.fileno())
             self._read_rest()

@@ -1,0 +1,264 @@
+"""What crosses between processes comes out as it went in, where it lies, or says why not."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fsdray import wire
+from fsdray.errors import EnvironmentMismatch, SettingsError
+from fsdray.settings import Settings
+
+Array = npt.NDArray[Any]
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | st.text()
+    | st.binary(max_size=100_000)
+)
+hashables = st.integers() | st.text() | st.booleans() | st.none()
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.tuples(inner, inner)
+        | st.dictionaries(hashables, inner, max_size=5)
+        | st.frozensets(hashables, max_size=5)
+    ),
+    max_leaves=20,
+)
+dtypes = (
+    hnp.scalar_dtypes()
+    | hnp.byte_string_dtypes()
+    | hnp.unicode_string_dtypes()
+    | hnp.array_dtypes(max_size=3)
+)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> Array:
+    """Arrays of any dtype and layout: C, Fortran, transposed, reversed, with gaps, without rows."""
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
+    array: Array = draw(hnp.arrays(draw(dtypes), shape, fill=st.nothing()))
+    layout = draw(st.sampled_from(["as it is", "fortran", "transposed", "reversed", "gaps"]))
+    if layout == "fortran":
+        return np.asfortranarray(array)
+    if layout == "transposed":
+        return array.T
+    if layout == "reversed" and array.ndim:
+        return array[::-1]
+    if layout == "gaps" and array.ndim:
+        return array[..., ::2]
+    return array
+
+
+def through(value: Any) -> Any:
+    return wire.decode(b"".join(wire.encode(value)))
+
+
+def aligned(size: int) -> memoryview:
+    """Writable memory that starts where a mapping would: at a multiple of 64."""
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return memoryview(raw)[start : start + size]
+
+
+def placed(value: Any) -> memoryview:
+    """The encoded value in writable, aligned memory."""
+    data = b"".join(wire.encode(value))
+    view = aligned(len(data))
+    view[:] = data
+    return view
+
+
+def assert_same(got: Array, sent: Array) -> None:
+    assert got.dtype == sent.dtype
+    assert got.shape == sent.shape
+    assert got.tobytes() == sent.tobytes()
+
+
+@given(values)
+def test_plain_values_come_out_as_they_went_in(value: Any) -> None:
+    got = through(value)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_not_a_number_stays_one() -> None:
+    assert math.isnan(through(float("nan")))
+
+
+@settings(deadline=None)
+@given(arrays())
+def test_arrays_of_any_dtype_and_layout_come_out_as_they_went_in(array: Array) -> None:
+    assert_same(through(array), array)
+
+
+@settings(deadline=None)
+@given(st.lists(arrays(), max_size=4), values)
+def test_arrays_within_values_come_out_as_they_went_in(inner: list[Array], value: Any) -> None:
+    got_arrays, got_value = through({"arrays": inner, "value": value}).values()
+    assert got_value == value
+    for got, sent in zip(got_arrays, inner, strict=True):
+        assert_same(got, sent)
+
+
+def test_an_array_of_objects_comes_out_as_it_went_in() -> None:
+    array = np.array([{"a": 1}, None, "text"], dtype=object)
+    assert through(array).tolist() == array.tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.text(max_size=100))
+def test_every_array_starts_at_a_multiple_of_64_bytes(lengths: list[int], text: str) -> None:
+    sent = [np.arange(n, dtype=np.uint8) for n in lengths]
+    got = wire.decode(placed((text, sent)))[1]
+    assert [array.ctypes.data % 64 for array in got] == [0] * len(sent)
+
+
+def test_a_decoded_array_is_a_view_of_the_bytes() -> None:
+    view = placed(np.arange(1000.0))
+    array = wire.decode(view)
+    assert np.shares_memory(array, np.frombuffer(view, np.uint8))
+    array[:] = 7
+    assert np.array_equal(wire.decode(view), np.full(1000, 7.0))
+
+
+def test_an_array_is_writable_where_its_bytes_are() -> None:
+    view = placed(np.arange(1000.0))
+    assert wire.decode(view).flags.writeable
+    read_only = wire.decode(view.toreadonly())
+    assert not read_only.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        read_only[0] = 1
+
+
+def test_encoding_a_large_array_copies_nothing() -> None:
+    array = np.arange(100_000.0)
+    parts = wire.encode({"in": [array]})
+    shared = [p for p in parts if np.shares_memory(np.frombuffer(p, np.uint8), array)]
+    assert [memoryview(part).nbytes for part in shared] == [array.nbytes]
+
+
+def test_a_decoded_array_outlives_the_name_of_its_bytes() -> None:
+    array = through(np.arange(1000.0))
+    assert np.array_equal(array, np.arange(1000.0))
+
+
+@given(values)
+def test_the_size_is_that_of_the_bytes(value: Any) -> None:
+    parts = wire.encode(value)
+    assert wire.size(parts) == len(b"".join(parts))
+
+
+def test_functions_and_closures_travel_by_value() -> None:
+    factor = 3
+    assert through(lambda x: x * factor)(14) == 42
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "reason"),
+    [
+        (threading.Lock(), "lock", "lock"),
+        ({"in": [threading.Lock()]}, "dict", "lock"),
+        ((i for i in range(3)), "generator", "generator"),
+    ],
+)
+def test_what_cannot_be_pickled_is_named(value: Any, kind: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=f"a value of type {kind} cannot.*{reason}"):
+        wire.encode(value)
+
+
+class Refuses:
+    """Its own __reduce__ raises something of its own."""
+
+    def __reduce__(self) -> Any:
+        raise KeyError("from __reduce__")
+
+
+def test_a_value_whose_own_pickling_fails_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"type Refuses cannot.*from __reduce__"):
+        wire.encode(Refuses())
+
+
+def test_an_endlessly_nested_value_is_an_error() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(SettingsError, match="type list cannot"):
+        wire.encode(nested)
+
+
+# Calls
+
+
+def call() -> wire.Call:
+    return wire.Call(
+        task="t",
+        name="f",
+        function=wire.Inline(b"function"),
+        arguments=wire.Kept("key", 12),
+        holes={0: wire.Inline(b"x"), 1: wire.Kept("other", 3)},
+        returns=("t-0",),
+        unpack=False,
+        memory=1769,
+        timeout=1.5,
+        settings=Settings(),
+        gang=wire.Gang("g", 1, 4, 2, "queue", ("a", "b", "c", "d"), {1: {0: wire.Inline(b"y")}}),
+    )
+
+
+def reply() -> wire.Reply:
+    own = wire.RankReply((wire.Inline(b"v"), wire.Kept("k", 2)), {"put": 1.0}, ("w",))
+    return wire.Reply({0: own, 3: wire.RankReply(())}, ((1, 2), b"failure"))
+
+
+@pytest.mark.parametrize("message", [call(), reply()], ids=["call", "reply"])
+def test_a_message_comes_out_as_it_went_in(message: wire.Call | wire.Reply) -> None:
+    data = wire.dump(message)
+    assert wire.load(data) == message
+    assert wire.load(memoryview(bytearray(data))) == message
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "fsdray 0.0.1, Python 3.11, x86_64",
+        wire.FINGERPRINT.decode().strip() + "x",
+        "fsdray 99.0, Python 3.99, aarch64",
+    ],
+)
+def test_a_message_from_another_environment_says_both_sides(theirs: str) -> None:
+    body = wire.dump(call())[len(wire.FINGERPRINT) :]
+    with pytest.raises(EnvironmentMismatch) as caught:
+        wire.load(theirs.encode() + b"\n" + body)
+    assert theirs in str(caught.value)
+    assert wire.FINGERPRINT.decode().strip() in str(caught.value)
+    assert "install the same on both sides" in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\xff" * 200, pickle.dumps("something else")])
+def test_bytes_that_are_no_message_are_refused_and_never_unpickled(data: bytes) -> None:
+    with pytest.raises(EnvironmentMismatch):
+        wire.load(data)
+
+
+def test_the_fingerprint_names_fsdray_python_and_the_architecture() -> None:
+    text = wire.FINGERPRINT.decode()
+    assert text.startswith("fsdray ")
+    assert ", Python 3." in text
+    assert text.endswith("\n")
+    assert len(text) <= 100, "load looks for it in the first 100 bytes"
