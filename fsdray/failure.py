@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import cloudpickle
 
@@ -91,7 +92,7 @@ def _both(original: BaseException, failure: Failure) -> BaseException:
     try:
         both = type(f"TaskError({kind.__name__})", (TaskError, kind), {"__str__": kind.__str__})
         # An OSError keeps its file names outside its args; how it is pickled knows them.
-        given = original.__reduce__()[1] if isinstance(original, OSError) else original.args
+        given: Any = original.__reduce__()[1] if isinstance(original, OSError) else original.args
         error: BaseException = both.__new__(both, *given)
         error.args = original.args
         error.__dict__.update(original.__dict__)

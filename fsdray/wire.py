@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("<II")  # buffers, bytes of pickle
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 64  # bytes: the widest vector load, so that arrays in place are as fast as any
+_FEW = 16  # items of a list that are looked at, rather than left to cloudpickle
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -72,7 +73,7 @@ def encode(value: Any) -> list[Buffer]:
     """
     buffers: list[pickle.PickleBuffer] = []
     try:
-        if type(value) in _PLAIN or _is_plain_array(value):
+        if _is_plain(value):
             body = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         else:
             stream = io.BytesIO()
@@ -93,10 +94,16 @@ def encode(value: Any) -> list[Buffer]:
     return parts
 
 
-def _is_plain_array(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
+    """Whether the plain pickler does what cloudpickle would, in a tenth of the time."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return len(value) <= _FEW and all(_is_plain(each) for each in value)
+    if kind in _PLAIN:
+        return True
     # NumPy is not imported for this: where nobody has, no value is an array.
     numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject
+    return numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject
 
 
 def size(parts: Sequence[Buffer]) -> int:

@@ -75,10 +75,9 @@ def raised_by(error: BaseException) -> BaseException:
     def user_code() -> None:
         raise error
 
-    try:
+    with pytest.raises(type(error)) as caught:
         user_code()
-    except BaseException as caught:
-        return caught
+    return caught.value
 
 
 def crossed(error: BaseException, task: str = "square") -> BaseException:

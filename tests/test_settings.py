@@ -134,7 +134,9 @@ def test_a_switch_must_be_true_or_false(value: Any) -> None:
 
 
 def test_a_directory_may_be_a_path(tmp_path: Path) -> None:
-    assert resolve({"directory": tmp_path}, {}).directory == str(tmp_path)
+    directory = resolve({"directory": tmp_path}, {}).directory
+    assert directory is not None
+    assert Path(directory) == tmp_path
 
 
 def test_an_inline_limit_that_no_payload_holds_is_refused() -> None:

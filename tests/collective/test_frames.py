@@ -57,9 +57,7 @@ def test_any_flipped_bit_is_refused(frame: Frame, data: st.DataObject) -> None:
 
 
 def test_every_flipped_bit_of_one_frame_is_refused() -> None:
-    frame = Frame(
-        bytes(range(16)), Operation.SCATTER, Codec.ZSTD, 0, 7, 3, (1, 2), 5, 0, 1, b"abc"
-    )
+    frame = Frame(bytes(range(16)), Operation.SCATTER, Codec.ZSTD, 0, 7, 3, (1, 2), 5, 0, 1, b"abc")
     packed = bytearray(pack(frame))
     for bit in range(8 * len(packed)):
         packed[bit // 8] ^= 1 << bit % 8
