@@ -20,7 +20,7 @@ from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.mailbox import Mailbox
 from fsdray.errors import CollectiveError, PlatformError, RankFailed
 from fsdray.services import Backend
-from fsdray.wire import Call, Gang, RankReply, Reply
+from fsdray.wire import Call, Gang, Inline, RankReply, Reply
 
 Broken = tuple[tuple[int, ...], bytes]
 """Which ranks failed first, and the encoded failure that is why."""
@@ -78,6 +78,8 @@ class Breaker:
             return
         if is_news:
             self.announcing = self._announce(wire_abort(broken, is_death))
+            # Where telling fails, the others still learn of it through the tree, if later.
+            self.announcing.add_done_callback(lambda task: task.cancelled() or task.exception())
         if is_death:
             self.broken = broken
             self.event.set()
@@ -256,6 +258,11 @@ async def _invoke(backend: Backend, call: Call) -> Reply:
     )
     reply = wire.load(data)
     assert isinstance(reply, Reply)
+    if call.gang.rank not in reply.ranks and reply.broken is None:
+        # The call could not even be decoded: its one failure is all that came back.
+        (refused,) = reply.ranks[0].values
+        assert isinstance(refused, Inline)
+        raise failure.decode(refused.data)
     return reply
 
 

@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from fsdray.errors import FsdrayError
+
 T = TypeVar("T")
 
 _loop: asyncio.AbstractEventLoop | None = None
@@ -36,13 +38,32 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the loop and wait; an interrupt of the wait cancels it."""
+    """Run a coroutine on the loop and wait; an interrupt of the wait cancels it.
+
+    Raises
+    ------
+    FsdrayError
+        on the loop itself, which would wait for itself for ever.
+    """
+    if _is_here():
+        coroutine.close()
+        raise FsdrayError(
+            "this would wait on fsdray's own event loop for itself: in a coroutine that "
+            "fsdray runs, await instead (a ref, or a method of AsyncCommunicator)"
+        )
     future = submit(coroutine)
     try:
         return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def _is_here() -> bool:
+    try:
+        return asyncio.get_running_loop() is _loop
+    except RuntimeError:
+        return False
 
 
 def _after_fork() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import hashlib
 import itertools
+import os
 import secrets
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -110,7 +111,8 @@ class Session:
         self._underway: set[Future[None]] = set()
         self._functions: dict[str, Kept] = {}
         self._foreign: dict[str, Entry] = {}
-        self._lock = threading.Lock()
+        # Reentrant: an entry may be collected, and forgotten, while this thread holds it.
+        self._lock = threading.RLock()
         self._closed = False
 
     # Values
@@ -167,6 +169,8 @@ class Session:
         result: Future[Any] = Future()
 
         async def resolve() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
             try:
                 await asyncio.wrap_future(self._start(entry))
                 await self._fetch([entry])
@@ -600,3 +604,7 @@ def enter(backend: Backend, settings: Settings) -> Session:
     assert _current is not None
     _current.settings = settings
     return _current
+
+
+# A forked child has none of its parent's processes: it starts a session of its own.
+os.register_at_fork(after_in_child=lambda: set_current(None))

@@ -85,7 +85,8 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         value = function(*args, **kwargs)
         values = _values(call, value, len(returns))
         payloads = [
-            _send(here, key, wire.encode(each)) for key, each in zip(returns, values, strict=True)
+            _send(here, call, key, wire.encode(each))
+            for key, each in zip(returns, values, strict=True)
         ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
@@ -95,7 +96,7 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         encoded = failure.encode(failure.capture(error, call.name))
         if rank is not None:
             loop.run(rank.raised(encoded, isinstance(error, RankFailed)))
-        payloads = [_send(here, key, [encoded]) for key in returns]
+        payloads = [_send(here, call, key, [encoded]) for key in returns]
     finally:
         loop.run(here.flush())
     return RankReply(tuple(payloads), meter.counts())
@@ -144,10 +145,12 @@ def _read(here: Session, payload: Payload) -> Buffer:
     return blob.data.toreadonly()
 
 
-def _send(here: Session, key: str, parts: list[Buffer]) -> Payload:
-    """A value to be sent back: inline where it is small."""
+def _send(here: Session, call: Call, key: str, parts: list[Buffer]) -> Payload:
+    """A value to be sent back: inline where it is small, and all of them fit in one reply."""
     size = wire.size(parts)
-    if size <= here.settings.inline_limit:
+    # A gang's replies travel up its tree together.
+    room = here.backend.functions.limits.payload // 2 // max(1, len(call.returns))
+    if size <= min(here.settings.inline_limit, room):
         return Inline(b"".join(parts))
     name = session.value_key(key)
     loop.run(here.backend.objects.put(name, parts))

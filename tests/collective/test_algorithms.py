@@ -161,7 +161,7 @@ def test_the_meter_counts_the_puts_of_the_formula_and_no_lists(length: int) -> N
 def test_a_full_neighbor_exchange_is_one_put_a_rank_or_one_mixed_batch_for_ten(size: int) -> None:
     async def everybody(comm: AsyncCommunicator) -> None:
         everyone = range(comm.size)
-        await comm.neighbor_alltoall({rank: b"for you" for rank in everyone}, everyone)
+        await comm.neighbor_alltoall(dict.fromkeys(everyone, b"for you"), everyone)
 
     with services() as here:
         here.run("object", size, everybody)

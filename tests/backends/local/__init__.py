@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fsdray import loop
 from fsdray.backends.local import connect
@@ -36,3 +41,15 @@ def connected(
         loop.run(backend.close())
     assert processes() <= before[0], "a process was left over"
     assert directories() <= before[1], "a session directory was left over"
+
+
+@contextmanager
+def small_filesystem(path: Path, size: str) -> Iterator[None]:
+    """A tmpfs of `size` at `path`; the test is skipped where none can be mounted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, f"size={size}".encode()) != 0:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        yield
+    finally:
+        assert libc.umount2(os.fsencode(path), 2) == 0  # MNT_DETACH: maps may still be open

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fsdray.costs.meter import Meter
 from fsdray.errors import ServiceError, SettingsError
 from fsdray.services import MIB, Pace
 from fsdray.testing.checks import call_function
-from tests.backends.local import connected
+from tests.backends.local import connected, small_filesystem
 
 
 class Kept:
@@ -35,18 +36,6 @@ class Kept:
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept:
     return Kept(tmp_path)
-
-
-@contextmanager
-def small_filesystem(path: Path, size: str) -> Iterator[Path]:
-    """A tmpfs of `size` at `path`; the test is skipped where none can be mounted."""
-    libc = pytest.importorskip("ctypes").CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, f"size={size}".encode()) != 0:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    try:
-        yield path
-    finally:
-        assert libc.umount2(os.fsencode(path), 2) == 0  # MNT_DETACH: maps may still be open
 
 
 # Without a copy
@@ -78,7 +67,7 @@ def test_what_is_got_twice_is_mapped_and_not_copied(session: None) -> None:
 
 
 def test_an_array_starts_where_vector_loads_are_fast(session: None) -> None:
-    arrays = fsd.get(fsd.put([np.ones(100_001, np.uint8), np.ones(50_000)]))
+    arrays: list[Any] = fsd.get(fsd.put([np.ones(100_001, np.uint8), np.ones(50_000)]))
     assert [array.ctypes.data % 64 for array in arrays] == [0, 0]
 
 
@@ -133,7 +122,7 @@ def add_one(key: str, times: int) -> None:
 
 
 def test_of_several_processes_one_wins_a_key() -> None:
-    async def compete() -> list[bool]:
+    async def compete() -> list[Any]:
         return await asyncio.gather(
             *(call_function(backend.functions, win, "key", number) for number in range(6))
         )
@@ -172,20 +161,6 @@ def test_a_full_shared_memory_is_an_error_that_says_what_to_do(tmp_path: Path) -
         assert blob.size == 3 * MIB
 
 
-def test_a_result_for_which_there_is_no_room_is_an_error_at_the_caller(tmp_path: Path) -> None:
-    @fsd.remote
-    def large() -> bytes:
-        return bytes(6 * MIB)
-
-    with small_filesystem(tmp_path, "4m"):
-        fsd.init("local", directory=str(tmp_path))
-        try:
-            with pytest.raises(ServiceError, match=r"no space left.*fsdray\.init\(directory="):
-                fsd.get(large.remote())
-        finally:
-            fsd.shutdown()
-
-
 # Conditions and keys
 
 
@@ -216,8 +191,6 @@ def test_any_set_of_keys_is_listed_as_it_was_put(keys: list[str]) -> None:
 
 @contextmanager
 def connected_files() -> Iterator[Kept]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         yield Kept(Path(folder))
 
