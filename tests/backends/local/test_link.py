@@ -41,7 +41,7 @@ async def linked(
 
 
 def test_both_ends_ask_and_answer() -> None:
-    async def run() -> tuple[Any, Any]:
+    async def run() -> Any:
         async def here(x: int) -> str:
             return f"here {x}"
 
@@ -51,7 +51,7 @@ def test_both_ends_ask_and_answer() -> None:
         async with linked({"who": here}, {"who": there}) as (one, other):
             return await asyncio.gather(one.request("who", 1), other.request("who", 2))
 
-    assert loop.run(run()) == ["there 1", "here 2"]
+    assert list(loop.run(run())) == ["there 1", "here 2"]
 
 
 def test_an_answer_may_need_a_question_back() -> None:
@@ -259,11 +259,11 @@ def test_a_thousand_requests_at_once_each_have_their_own_answer() -> None:
 def test_twenty_megabytes_arrive_whole_both_ways_at_once() -> None:
     here, there = bytes(range(256)) * (20 * MIB // 256), b"\x01\xfe" * (10 * MIB)
 
-    async def run() -> tuple[Any, Any]:
+    async def run() -> Any:
         async with linked({"echo": echo}, {"echo": echo}) as (one, other):
             return await asyncio.gather(one.request("echo", here), other.request("echo", there))
 
-    assert loop.run(run()) == [(here,), (there,)]
+    assert list(loop.run(run())) == [(here,), (there,)]
 
 
 class Wire(asyncio.Transport):
