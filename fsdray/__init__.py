@@ -13,7 +13,7 @@ from fsdray._version import __version__
 from fsdray.api import get, init, is_initialized, put, receipt, shutdown, wait
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
-from fsdray.session import per_rank
+from fsdray.submission import per_rank
 
 if TYPE_CHECKING:
     from fsdray import collective as collective

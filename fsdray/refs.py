@@ -15,7 +15,7 @@ from fsdray import wire
 
 if TYPE_CHECKING:
     from fsdray.costs.receipt import Receipt
-    from fsdray.session import Entry
+    from fsdray.values import Entry
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -16,8 +16,8 @@ import cloudpickle
 
 from fsdray import session
 from fsdray.errors import SettingsError
-from fsdray.session import Submission
 from fsdray.settings import check_channel
+from fsdray.submission import Submission
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,7 +14,7 @@ from typing import Any
 
 import cloudpickle
 
-from fsdray import collective, failure, gang, loop, session, wire
+from fsdray import collective, failure, gang, loop, session, values, wire
 from fsdray.costs.meter import Meter, set_outermost
 from fsdray.errors import FsdrayError, ObjectLost, RankFailed
 from fsdray.services import Backend, Buffer
@@ -83,10 +83,10 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         function = _function(here, call.function)
         args, kwargs = _arguments(here, call)
         value = function(*args, **kwargs)
-        values = _values(call, value, len(returns))
+        results = _values(call, value, len(returns))
         payloads = [
             _send(here, call, key, wire.encode(each))
-            for key, each in zip(returns, values, strict=True)
+            for key, each in zip(returns, results, strict=True)
         ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
@@ -152,7 +152,7 @@ def _send(here: Session, call: Call, key: str, parts: list[Buffer]) -> Payload:
     room = here.backend.functions.limits.payload // 2 // max(1, len(call.returns))
     if size <= min(here.settings.inline_limit, room):
         return Inline(b"".join(parts))
-    name = session.value_key(key)
+    name = values.value_key(key)
     loop.run(here.backend.objects.put(name, parts))
     return Kept(name, size)
 

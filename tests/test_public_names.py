@@ -106,7 +106,7 @@ def test_each_exported_name_is_there(name: str) -> None:
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'fsdray' has no attribute 'actor'"):
-        _ = fsdray.actor  # type: ignore[attr-defined]
+        _ = fsdray.actor
 
 
 def test_the_tree_of_errors_is_this_one() -> None:

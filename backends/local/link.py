@@ -70,8 +70,8 @@ class Link(asyncio.Protocol):
         number = self._next
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
-        self._send(_REQUEST, number, name, args)
         try:
+            self._send(_REQUEST, number, name, args)
             return await answer
         except asyncio.CancelledError:
             if number in self._asked:
@@ -159,14 +159,13 @@ class Link(asyncio.Protocol):
     async def _serve(self, kind: int, number: int, name: str, args: tuple[Any, ...]) -> None:
         try:
             value = await self._handlers[name](*args)
+            if kind == _REQUEST:
+                self._answer(_OK, number, value)
         except Exception as error:
             # Whatever it is, it is raised again by the one who asked.
             if kind == _TELL:
                 raise
             self._answer(_ERROR, number, error)
-        else:
-            if kind == _REQUEST:
-                self._answer(_OK, number, value)
 
     def _answer(self, kind: int, number: int, value: Any) -> None:
         if not self.is_lost:

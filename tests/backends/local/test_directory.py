@@ -172,11 +172,11 @@ def test_a_result_for_which_there_is_no_room_is_an_error_at_the_caller(tmp_path:
 
 
 def test_no_room_for_even_a_directory_is_an_error(tmp_path: Path) -> None:
-    with small_filesystem(tmp_path, "4k"):
-        (tmp_path / "full").write_bytes(bytes(4096))
-        with pytest.raises(ServiceError, match="cannot make a session directory"):
-            for _ in range(100):
-                SessionDirectory(tmp_path)
+    with (
+        small_filesystem(tmp_path, "4k,nr_inodes=2"),
+        pytest.raises(ServiceError, match="cannot make a session directory"),
+    ):
+        SessionDirectory(tmp_path)
 
 
 # Directories
@@ -236,7 +236,7 @@ def test_objects_go_to_disk_where_shared_memory_is_small(
 ) -> None:
     with small_filesystem(tmp_path, "1m"):
         monkeypatch.setattr(directory, "SHARED_MEMORY", tmp_path)
-        monkeypatch.setattr(directory.tempfile, "gettempdir", lambda: str(tmp_path.parent))
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path.parent))
         made = SessionDirectory()
         assert made.path.parent == tmp_path.parent
         made.close()
@@ -246,7 +246,7 @@ def test_objects_go_to_disk_where_there_is_no_shared_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(directory, "SHARED_MEMORY", tmp_path / "missing")
-    monkeypatch.setattr(directory.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     made = SessionDirectory()
     assert made.path.parent == tmp_path
     made.close()
