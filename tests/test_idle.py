@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def use_while(ref: Any) -> float:
     with pytest.raises(GetTimeout):
         fsd.get(ref, timeout=SECONDS)
     return (cpu_seconds(pids) - before) / SECONDS
+
+
+def test_an_idle_session_uses_no_cpu() -> None:
+    fsd.loop.run(fsd.session.current().backend.objects.put("there", b""))
+    fsd.get(wait_for.remote("there"))
+    pids = processes() | {os.getpid()}
+    assert len(pids) > 2, "the template and a warm worker are there"
+    threading.Event().wait(1)
+    before = cpu_seconds(pids)
+    threading.Event().wait(SECONDS)
+    assert (cpu_seconds(pids) - before) / SECONDS < MOST
 
 
 def test_a_driver_that_waits_in_get_uses_no_cpu() -> None:

@@ -120,6 +120,7 @@ class Run:
             "bytes_sent": answer.bytes_sent,
             "imbalance": answer.statistics.imbalance,
             "requests": dict(answer.receipt.requests),
+            "rank_requests": [dict(rank.requests) for rank in answer.rank_receipts],
             "gb_seconds": answer.receipt.requests.get("gb_seconds", 0.0),
             "cost_usd": answer.receipt.cost_usd,
             "cost_with_transfer_usd": answer.receipt.cost_with_transfer_usd,

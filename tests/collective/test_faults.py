@@ -72,9 +72,10 @@ async def perform(comm: AsyncCommunicator, at: int, step: Step) -> Any:
             source = (comm.rank - 1) % comm.size
             return [await comm.recv(source, tag=2), await comm.recv(source, tag=1)]
         case "collect":
-            await comm.send(mine, step.root, tag=3)
+            tag = 3 + at  # a fast rank's next one is not to be taken for this one
+            await comm.send(mine, step.root, tag=tag)
             count = comm.size if comm.rank == step.root else 0
-            got = [await comm.recv(ANY_SOURCE, tag=3) for _ in range(count)]
+            got = [await comm.recv(ANY_SOURCE, tag=tag) for _ in range(count)]
             return sorted(array.tobytes() for array in got)
         case _:
             sends = {dest: (mine, dest) for dest in step.neighbors[comm.rank]}

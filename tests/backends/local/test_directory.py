@@ -101,8 +101,9 @@ def test_a_shutdown_removes_the_files() -> None:
     before = directories()
     with initialized():
         [made] = directories() - before
-        fsd.put(bytes(1_000_000))
-        assert list((made / "objects").iterdir())
+        kept = fsd.put(bytes(1_000_000))
+        assert len(list((made / "objects").iterdir())) == 1
+        assert len(fsd.get(kept)) == 1_000_000
     assert directories() == before
 
 
