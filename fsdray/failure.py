@@ -89,13 +89,16 @@ def restore(failure: Failure) -> BaseException:
 def _both(original: BaseException, failure: Failure) -> BaseException:
     """An instance of `TaskError` and of the original's type, with the original's state."""
     kind = type(original)
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     try:
-        both = type(f"TaskError({kind.__name__})", (TaskError, kind), {"__str__": kind.__str__})
-        # An OSError keeps its file names outside its args; how it is pickled knows them.
-        given: Any = original.__reduce__()[1] if isinstance(original, OSError) else original.args
+        both: Any = type(f"TaskError({kind.__name__})", (kind, TaskError), {})
+        # What C keeps beside args and __dict__ (file names, a codec's positions) is in how the
+        # built-in type pickles; its own __init__ sets it, without running the user's.
+        _, given, *state = builtin.__reduce__(original)
         error: BaseException = both.__new__(both, *given)
-        error.args = original.args
-        error.__dict__.update(original.__dict__)
+        builtin.__init__(error, *given)
+        if state:
+            builtin.__setstate__(error, state[0])
     except TypeError:
         # A type that cannot be combined, or that cannot be made from its own args.
         return TaskError(f"{failure.task} raised {failure.kind}: {failure.text}")

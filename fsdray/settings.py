@@ -8,6 +8,7 @@ Options of a single call are `fsdray.remote.TaskOptions`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -59,8 +60,20 @@ class Settings:
                 raise SettingsError(f"{name}={value!r}: give a whole number of at least 1")
         for name in ("timeout", "grace"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 < value < math.inf
+            ):
                 raise SettingsError(f"{name}={value!r}: give seconds above 0")
+        for name in ("backend", "directory", "prices"):
+            value = getattr(self, name)
+            if not isinstance(value, str | os.PathLike) and (
+                value is not None or name == "backend"
+            ):
+                raise SettingsError(f"{name}={value!r}: give text")
+        if not isinstance(self.log_to_caller, bool):
+            raise SettingsError(f"log_to_caller={self.log_to_caller!r}: give True or False")
         check_channel(self.channel)
         if self.inline_limit > 4 * MIB:
             raise SettingsError(
@@ -106,7 +119,7 @@ def _from_file(named: str | None, known: set[str]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"cannot read the config file {path}: {error}") from error
     unknown = sorted(set(values) - known)
     if unknown:

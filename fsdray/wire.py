@@ -79,7 +79,8 @@ def encode(value: Any) -> list[Buffer]:
             stream = io.BytesIO()
             cloudpickle.Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
             body = stream.getvalue()
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
+    except Exception as error:
+        # Pickling runs the __reduce__ of whatever the value holds.
         raise SettingsError(
             f"a value of type {type(value).__name__} cannot be pickled, so it cannot be sent: "
             f"{error}"

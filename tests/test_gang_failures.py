@@ -75,7 +75,8 @@ def run_mortal(
         )
     except RankFailed as error:
         Path(note).write_text(str(time.time()))
-        assert error.ranks == [victim]
+        if error.ranks != [victim]:
+            raise AssertionError(f"rank {rank} was told of {error.ranks}") from error
         raise
 
 
@@ -99,9 +100,7 @@ def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
     before = set(Path("/dev/shm").glob(f"fsdray-*-{os.getpid()}-*/objects/*"))
 
     program = fsd.remote(world_size=workers, channel=channel)(run_mortal)
-    refs = program.remote(
-        fsd.per_rank(shards), fsd.per_rank(pixels), victim, layer, str(tmp_path)
-    )
+    refs = program.remote(fsd.per_rank(shards), fsd.per_rank(pixels), victim, layer, str(tmp_path))
     with pytest.raises(RankFailed) as raised:
         fsd.get(refs, timeout=60)
     told = time.time()

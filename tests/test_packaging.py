@@ -91,7 +91,7 @@ def test_every_module_imports_from_the_wheel(wheel: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     imported = done.stdout.split()
     assert "fsdray.backends.local.process" in imported
-    assert "fsdray.testing.checks" in imported
+    assert "fsdray.testing.object_checks" in imported
 
 
 def test_the_wheel_names_its_entry_points_and_licence(wheel: Path) -> None:

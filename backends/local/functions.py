@@ -260,9 +260,15 @@ class LocalFunctions:
         if size > self.limits.payload:
             raise SettingsError(f"a payload of {size:,} bytes: at most {self.limits.payload:,}")
         self._count("invoke", 1)
-        seconds, reply, error = await self._runner.run(bytes(payload), memory, timeout, label)
-        # Lambda bills whole milliseconds.
-        self._count("gb_seconds", memory / 1024 * math.ceil(seconds * 1000) / 1000)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            seconds, reply, error = await self._runner.run(bytes(payload), memory, timeout, label)
+        except asyncio.CancelledError:
+            # How long it waited for a place is not known here: at most this is what it ran.
+            self._count("gb_seconds", _gb_seconds(memory, clock() - began))
+            raise
+        self._count("gb_seconds", _gb_seconds(memory, seconds))
         if error is not None:
             raise error
         assert reply is not None
@@ -292,6 +298,11 @@ class LocalFunctions:
     def prepare(self, names: Sequence[str]) -> None:
         # From any thread, and what it speaks to lives on the loop.
         loop.get().call_soon_threadsafe(self._runner.prepare, list(names))
+
+
+def _gb_seconds(memory: int, seconds: float) -> float:
+    """What Lambda bills for a call: whole milliseconds."""
+    return memory / 1024 * math.ceil(seconds * 1000) / 1000
 
 
 def _death(worker: Worker, code: int | None) -> PlatformError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -124,6 +124,17 @@ def test_publish_formulas_agree_with_cutting_and_batching_one_by_one(
     assert found == expected
 
 
+def run_each(
+    call: Callable[[AsyncCommunicator, Any], Awaitable[Any]], value: Any
+) -> Callable[[AsyncCommunicator], Coroutine[Any, Any, Any]]:
+    """A program of one call."""
+
+    async def program(comm: AsyncCommunicator) -> Any:
+        return await call(comm, value)
+
+    return program
+
+
 def packed(value: Any) -> int:
     """Bytes of a value's payload."""
     return wire.size(codec.encode(wire.encode(value))[1])
@@ -137,7 +148,7 @@ def test_the_meter_counts_the_publishes_of_the_formula(length: int) -> None:
             if operation == Operation.BARRIER and length:
                 continue
             before = here.meter.counts()
-            here.run("queue", size, lambda comm, call=call: call(comm, value))
+            here.run("queue", size, run_each(call, value))
             payload = packed(None) if operation == Operation.BARRIER else packed(value)
             found = here.count("publish") - before.get("publish", 0)
             assert found == algorithms.publishes(operation, size, payload), (operation, size)
@@ -150,7 +161,7 @@ def test_the_meter_counts_the_puts_of_the_formula_and_no_lists(length: int) -> N
     with services() as here:
         for size, (operation, call) in itertools.product(SIZES, CALLS.items()):
             before = here.count("put")
-            here.run("object", size, lambda comm, call=call: call(comm, value))
+            here.run("object", size, run_each(call, value))
             found = here.count("put") - before
             assert found == algorithms.puts(operation, size), (operation, size)
         assert here.count("list") == 0

@@ -5,6 +5,7 @@ Categories alone prove little: late layers of the challenge's network hold only 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def signed_network(neurons: int, depth: int, seed: int, **rules: Any) -> Model:
     """Random signed weights, scaled so that activations neither die nor saturate."""
     rng = np.random.default_rng(seed)
     layers = []
+    density = min(1.0, 10 / neurons)
     for _ in range(depth):
-        weights = random_array((neurons, neurons), density=min(1.0, 10 / neurons), rng=rng, format="csr")
+        weights = random_array((neurons, neurons), density=density, rng=rng, format="csr")
         weights.data = rng.normal(0.25, 0.6, weights.nnz) / np.sqrt(10) * 2
         layers.append(Layer(weights, rng.normal(-0.02, 0.1, neurons), **rules))
     return Model(tuple(layers), f"signed-{neurons}x{depth}")
@@ -116,7 +118,7 @@ def test_layers_may_differ_in_width() -> None:
     widths = [30, 50, 8, 20]
     layers = tuple(
         Layer(random_array((b, a), density=0.3, rng=rng, format="csr"), 0.01)
-        for a, b in zip(widths[:-1], widths[1:], strict=True)
+        for a, b in itertools.pairwise(widths)
     )
     model = Model(layers, "widths")
     samples = some_samples(12, 30, seed=6)

@@ -35,6 +35,7 @@ def answer(**changes: Any) -> Any:
         "messages_sent": 6_500,
         "bytes_sent": 1_234_567,
         "receipt": Receipt(COUNTS, load_prices()),
+        "rank_receipts": (Receipt({"publish": 120}, load_prices()),) * 8,
     }
     return SimpleNamespace(**fields | changes)
 
@@ -61,7 +62,7 @@ def test_the_json_form_has_every_promised_key() -> None:
         "categories", "seconds", "edges_per_second", "workers", "strategy", "channel",
         "partition", "rows_sent", "messages_sent", "bytes_sent", "requests", "cost_usd",
         "phases", "edges", "samples", "neurons", "layers", "imbalance", "match", "verified",
-        "gb_seconds", "seed", "backend", "model", "cost_with_transfer_usd",
+        "gb_seconds", "seed", "backend", "model", "cost_with_transfer_usd", "rank_requests",
     }  # fmt: skip
     assert promised <= document.keys()
     assert document["categories"] == [2, 5]

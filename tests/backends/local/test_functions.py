@@ -18,7 +18,7 @@ from fsdray.backends.local.backend import LocalBackend
 from fsdray.costs.meter import Meter
 from fsdray.errors import FunctionCrashed, FunctionTimeout, OutOfMemory, SettingsError
 from fsdray.services import MIB
-from fsdray.testing.checks import call_function, decode_reply, encode_call
+from fsdray.testing.calls import call_function, decode_reply, encode_call
 from tests.backends.local import connected
 
 

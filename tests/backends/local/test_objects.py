@@ -20,7 +20,7 @@ from fsdray.backends.local.objects import Files, LocalObjects, Watchers
 from fsdray.costs.meter import Meter
 from fsdray.errors import ServiceError, SettingsError
 from fsdray.services import MIB, Pace
-from fsdray.testing.checks import call_function
+from fsdray.testing.calls import call_function
 from tests.backends.local import connected, small_filesystem
 
 

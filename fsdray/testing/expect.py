@@ -1,0 +1,47 @@
+"""What the checks of all three services share: how long is long, and what must be refused."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fsdray.errors import (
+    SettingsError,
+)
+from fsdray.services import Objects
+
+PATIENCE = 30.0  # seconds after which something that must happen has not
+SOON = 1.0  # seconds in which whoever waits must have been woken
+MOMENT = 0.2  # seconds given to something that must not happen
+IDLE_SHARE = 0.1  # of a core, above which a wait is a hidden loop
+
+
+async def refused(use: Coroutine[Any, Any, Any], what: str) -> None:
+    try:
+        await use
+    except SettingsError:
+        return
+    raise AssertionError(f"{what} raised no SettingsError")
+
+
+def some_bytes(size: int) -> bytes:
+    """The same random bytes on every run."""
+    return random.Random(size).randbytes(size)
+
+
+def wide_view(size: int) -> memoryview:
+    """A view whose items are four bytes: its length is not its size."""
+    return memoryview(bytes(size)).cast("I")
+
+
+@asynccontextmanager
+async def own_prefix(objects: Objects) -> AsyncIterator[str]:
+    """A prefix that nobody else uses; what is below it is deleted."""
+    prefix = f"checks-{secrets.token_hex(6)}/"
+    try:
+        yield prefix
+    finally:
+        await objects.delete(await objects.list(prefix))
