@@ -77,7 +77,7 @@ def encode(value: Any) -> list[Buffer]:
             body = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         else:
             stream = io.BytesIO()
-            cloudpickle.Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+            _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
             body = stream.getvalue()
     except Exception as error:
         # Pickling runs the __reduce__ of whatever the value holds.
@@ -104,7 +104,35 @@ def _is_plain(value: Any) -> bool:
         return True
     # NumPy is not imported for this: where nobody has, no value is an array.
     numpy = sys.modules.get("numpy")
-    return numpy is not None and kind is numpy.ndarray and not value.dtype.hasobject
+    return (
+        numpy is not None
+        and kind is numpy.ndarray
+        and value.flags.writeable
+        and not value.dtype.hasobject
+    )
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Whether the sender may write an array says nothing of who receives its own copy."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        numpy = sys.modules.get("numpy")
+        if (
+            numpy is not None
+            and type(obj) is numpy.ndarray
+            and not (obj.flags.writeable or obj.dtype.hasobject)
+        ):
+            return numpy.asarray(_Lent(obj)).__reduce_ex__(5)
+        return super().reducer_override(obj)
+
+
+class _Lent:
+    """A read-only array's memory as if it could be written, without a copy."""
+
+    def __init__(self, array: Any) -> None:
+        about = array.__array_interface__
+        self.array = array  # kept alive
+        self.__array_interface__ = {**about, "data": (about["data"][0], False)}
 
 
 def size(parts: Sequence[Buffer]) -> int:

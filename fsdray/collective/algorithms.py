@@ -62,11 +62,15 @@ def publishes(
 ) -> int:
     """Publish calls of all ranks together on the queue, for payloads of `payload` bytes each.
 
-    Exact for payloads of one size, as tests of the meter show.
+    Exact for payloads of one size, as tests of the meter show. A neighbor_alltoall is taken as
+    one in which everybody has something for everybody else.
     """
+    _check_collective(operation)
     others = size - 1
     if others == 0:
         return 0
+    if operation == Operation.NEIGHBOR_ALLTOALL:
+        return size * _unicast(others, payload, limits)
     if operation == Operation.BCAST:
         return _multicast(others, payload, limits)
     if operation == Operation.SCATTER:
@@ -80,15 +84,20 @@ def publishes(
 
 def puts(operation: Operation, size: int) -> int:
     """Objects that all ranks together write on the object channel: one for each that sends."""
+    _check_collective(operation)
     if size == 1:
         return 0
     if operation in (Operation.BCAST, Operation.SCATTER):
         return 1
     if operation in (Operation.GATHER, Operation.REDUCE):
         return size - 1
-    if operation in (Operation.ALLGATHER, Operation.NEIGHBOR_ALLTOALL) or is_one_round(size):
-        return size
+    # All send at once; or all but root do, and root sends what they came to.
     return size
+
+
+def _check_collective(operation: Operation) -> None:
+    if operation in (Operation.SEND, Operation.ABORT):
+        raise ValueError(f"{operation.name.lower()} is no collective")
 
 
 def _others(size: int, rank: int) -> tuple[int, ...]:

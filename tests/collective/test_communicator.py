@@ -216,10 +216,6 @@ def test_arrays_of_any_kind_come_whole_and_may_be_written(channel: str) -> None:
                 assert result.flags.f_contiguous or "fortran" not in name, name
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="fsdray.wire pickles read-only memory with READONLY_BUFFER, so it arrives read-only",
-)
 @on_both_channels
 def test_arrays_that_their_sender_may_not_write_may_be_written_by_who_receives_them(
     channel: str,

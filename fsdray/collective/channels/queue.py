@@ -109,7 +109,12 @@ class QueueChannel:
         for some in _chunks(done, self._messages.limits.acknowledge):
             task = asyncio.create_task(self._messages.acknowledge(some))
             self._acknowledging.add(task)
-            task.add_done_callback(self._acknowledging.discard)
+            task.add_done_callback(self._acknowledged)
+
+    def _acknowledged(self, task: asyncio.Task[None]) -> None:
+        self._acknowledging.discard(task)
+        if not task.cancelled():
+            task.exception()  # what is not acknowledged comes again, and is dropped as known
 
     def _acknowledge_late(self) -> None:
         self._due = None
