@@ -60,8 +60,9 @@ def test_who_waits_longer_misses_no_less(pace: Pace, one: float, other: float) -
 @given(paces, st.floats(0.001, 100))
 def test_misses_lie_between_the_slowest_and_the_fastest_pace(pace: Pace, waited: float) -> None:
     misses = pace.misses(waited)
-    assert misses >= waited / max(pace.first, pace.ceiling)
-    assert misses <= waited / min(pace.first, pace.ceiling) + 1
+    # One look more or less where thousands of waits add up to almost the time waited.
+    assert misses >= waited / max(pace.first, pace.ceiling) - 1
+    assert misses <= waited / min(pace.first, pace.ceiling) + 2
 
 
 @given(paces)
