@@ -140,6 +140,15 @@ class RemoteFunction(Generic[P, R]):
             return refs
         return refs[0] if refs else None
 
+    def check(self) -> None:
+        """Raise `SettingsError` where no call could have these options; start nothing."""
+        options, here = self._options, session.current()
+        here.check(
+            options.memory or here.settings.memory,
+            options.timeout or here.settings.timeout,
+            options.world_size,
+        )
+
     def options(self, **changes: Any) -> RemoteFunction[P, R]:
         """The same function with other options; see `TaskOptions`."""
         other = RemoteFunction(self.__wrapped__, self._options.updated(changes))

@@ -32,20 +32,24 @@ class Session(Values):
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
 
+    def check(self, memory: int, timeout: float, world_size: int | None) -> None:
+        """Raise `SettingsError` for what no call can have, or a gang that never can be whole."""
+        limits = self.backend.functions.limits
+        limits.check(memory, timeout)
+        if world_size is not None and world_size > limits.concurrency:
+            raise SettingsError(
+                f"a gang of {world_size} cannot be whole: {limits.concurrency} calls may run at "
+                f"one time. Start fewer ranks, or fsdray.init(concurrency={world_size})"
+            )
+
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
         if self._closed:
             raise FsdrayError("this session was shut down; call fsdray.init() for a new one")
-        self.backend.functions.limits.check(submission.memory, submission.timeout)
+        self.check(submission.memory, submission.timeout, submission.world_size)
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        if size is not None and size > self.backend.functions.limits.concurrency:
-            raise SettingsError(
-                f"a gang of {size} cannot be whole: "
-                f"{self.backend.functions.limits.concurrency} calls may run at one time. "
-                f"Start fewer ranks, or fsdray.init(concurrency={size})"
-            )
         if submission.preload:
             self.backend.functions.prepare(submission.preload)
         arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))

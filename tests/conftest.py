@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,23 +38,26 @@ def directories() -> set[Path]:
     return set(SHARED_MEMORY.glob(f"fsdray-{os.getuid()}-{os.getpid()}-*"))
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    """A local session for the tests of one module; it leaves no process and no file."""
+@contextmanager
+def clean_session() -> Iterator[None]:
+    """A local session that leaves no process and no directory."""
     before = processes(), directories()
     fsd.init("local", concurrency=40)
     yield
     fsd.shutdown()
     assert processes() <= before[0], "a process was left over"
     assert directories() <= before[1], "a session directory was left over"
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """A session for all tests of a module."""
+    with clean_session():
+        yield
 
 
 @pytest.fixture
 def own_session() -> Iterator[None]:
-    """The same for one test, which may damage its session."""
-    before = processes(), directories()
-    fsd.init("local", concurrency=40)
-    yield
-    fsd.shutdown()
-    assert processes() <= before[0], "a process was left over"
-    assert directories() <= before[1], "a session directory was left over"
+    """A session for one test."""
+    with clean_session():
+        yield

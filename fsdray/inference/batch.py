@@ -112,30 +112,18 @@ def run(
     matrix = _checked(samples, model)
     workers = _workers(model, workers, strategy)
     told: Progress = progress if progress is not None else Silent()
+    program = _program(world_size=workers, channel=channel, memory=memory, timeout=timeout)
     began = time.perf_counter()
     division = _divided(model, workers, partition, seed, told)
     divided = time.perf_counter()
-    options = {"world_size": workers, "channel": channel, "memory": memory, "timeout": timeout}
-    program = fsdray.remote(
-        **{name: value for name, value in options.items() if value is not None},
-        name="infer",
-        preload=("fsdray.inference.engine", "fsdray.inference.kernels:warm"),
-    )(rank_program)
     with metering() as meter:
         refs, owned = _start(program, model, division, matrix, record, told)
         placed = time.perf_counter()
         told.phase("run")
         answers: list[RankAnswer] = fsdray.get(refs)
         seconds = time.perf_counter() - divided
-    count = matrix.shape[0]
-    layers = tuple(
-        _joined(
-            [answer.layers[number] for answer in answers],
-            [of_rank[number if record else -1] for of_rank in owned],
-            (count, model.layers[number if record else -1].outputs),
-        )
-        for number in range(model.depth if record else 1)
-    )
+    layers = _layers(model, answers, owned, matrix.shape[0])
+    settings = fsdray.session.current().settings
     return Answer(
         categories=np.flatnonzero(np.diff(layers[-1].indptr)) + 1,
         activations=layers[-1],
@@ -146,16 +134,27 @@ def run(
             "placement": placed - divided,
             **{name: _mean(answers, name) for name in ("compute", "waiting")},
         },
-        edges_per_second=count * model.edges / seconds,
+        edges_per_second=matrix.shape[0] * model.edges / seconds,
         workers=workers,
         strategy=strategy,
-        channel=channel or fsdray.session.current().settings.channel,
+        channel=channel or settings.channel,
         partition=division,
         statistics=partitions.statistics(model, division),
         bytes_sent=sum(answer.sent_bytes for answer in answers),
-        receipt=Receipt(meter.counts(), load_prices(fsdray.session.current().settings.prices)),
+        receipt=Receipt(meter.counts(), load_prices(settings.prices)),
         rank_receipts=tuple(ref.receipt() for ref in refs),
     )
+
+
+def _program(**options: Any) -> Any:
+    """The ranks' function; what its options cannot have is refused here, before any work."""
+    program = fsdray.remote(
+        **{name: value for name, value in options.items() if value is not None},
+        name="infer",
+        preload=("fsdray.inference.engine", "fsdray.inference.kernels:warm"),
+    )(rank_program)
+    program.check()
+    return program
 
 
 def _checked(samples: Any, model: Model) -> csr_array:
@@ -220,6 +219,24 @@ def _start(
         shards.append(fsdray.put(shard))
         progress.advance()
     return program.remote(fsdray.per_rank(shards), fsdray.per_rank(pixels), record), owned
+
+
+def _layers(
+    model: Model,
+    answers: Sequence[RankAnswer],
+    owned: Sequence[tuple[Integers, ...]],
+    samples: int,
+) -> tuple[csr_array, ...]:
+    """The layers that the ranks returned, the last ones of the model, each as one matrix."""
+    returned = len(answers[0].layers)
+    return tuple(
+        _joined(
+            [answer.layers[number] for answer in answers],
+            [of_rank[number] for of_rank in owned],
+            (samples, layer.outputs),
+        )
+        for number, layer in enumerate(model.layers[-returned:])
+    )
 
 
 def _joined(

@@ -253,3 +253,19 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     options: dict[str, Any] = {"samples": some_samples(6, 32, seed=1), "workers": 2, **change}
     with pytest.raises(SettingsError, match=says):
         inference.run(model, **options)
+
+
+def test_more_workers_than_may_run_are_refused_before_the_network_is_divided() -> None:
+    model = signed_network(64, 2, seed=1)
+    told: list[str] = []
+
+    class Listener:
+        def phase(self, name: str, total: int | None = None) -> None:
+            told.append(name)
+
+        def advance(self, amount: int = 1) -> None:
+            told.append("advance")
+
+    with pytest.raises(SettingsError, match=r"init\(concurrency=50\)"):
+        inference.run(model, some_samples(6, 64, seed=1), workers=50, progress=Listener())
+    assert told == []
