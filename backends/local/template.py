@@ -19,6 +19,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+_LULL = 0.1  # seconds without a request, after which nobody is waiting
 CONTROL_BYTES = 64 * 1024  # one control message
 
 
@@ -40,7 +41,7 @@ def serve(control_fd: int, config: str) -> None:
         selector.register(control, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
         while True:
-            ready = [key.fileobj for key, _ in selector.select(0 if later else None)]
+            ready = [key.fileobj for key, _ in selector.select(_LULL if later else None)]
             if not ready:
                 _prepare(later)
                 later = []

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -158,6 +157,8 @@ def load_prices(
         When the file cannot be read or is not such a table; the message names file and fault.
     """
     if path is None:
+        from importlib import resources  # slower to import than all of the costs together
+
         name, text = _DEFAULT, resources.files(__package__).joinpath(_DEFAULT).read_text("utf-8")
     else:
         name, text = str(path), _text(Path(path))
