@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fsdray import errors
+from fsdray import errors, exceptions
 from fsdray._version import __version__
 from fsdray.api import get, init, is_initialized, put, receipt, shutdown, wait
+from fsdray.context import get_runtime_context
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
 from fsdray.submission import per_rank
@@ -25,7 +26,9 @@ __all__ = [
     "__version__",
     "collective",
     "errors",
+    "exceptions",
     "get",
+    "get_runtime_context",
     "inference",
     "init",
     "is_initialized",

@@ -16,6 +16,7 @@ import cloudpickle
 
 from fsdray import session
 from fsdray.errors import SettingsError
+from fsdray.retries import RetryPolicy
 from fsdray.settings import check_channel
 from fsdray.submission import Submission
 
@@ -35,6 +36,7 @@ class TaskOptions:
     name : what the call is called in logs and errors; by default the function's own name.
     world_size : ranks of a gang; the call returns a list of one ref a rank.
     channel : how the gang talks: ``"queue"`` or ``"object"``.
+    max_retries, retry_exceptions : see `fsdray.retries.RetryPolicy`; not for gangs.
     preload : modules that the function needs, or ``"module:function"`` to call; a platform that
         can loads them once for all calls.
     """
@@ -46,6 +48,8 @@ class TaskOptions:
     world_size: int | None = None
     channel: str | None = None
     preload: tuple[str, ...] = ()
+    max_retries: int | None = None
+    retry_exceptions: bool | tuple[type[BaseException], ...] | None = None
 
     def __post_init__(self) -> None:
         if not _is_int(self.num_returns) or self.num_returns < 0:
@@ -62,12 +66,26 @@ class TaskOptions:
             raise SettingsError(f"world_size={self.world_size!r}: give a whole number from 1")
         if self.world_size is not None and self.num_returns != 1:
             raise SettingsError("a gang returns one ref a rank: world_size excludes num_returns")
+        if self.world_size is not None and not (
+            self.max_retries in (None, 0) and self.retry_exceptions in (None, False)
+        ):
+            raise SettingsError(
+                "max_retries and retry_exceptions are for tasks: a gang is not run again, since "
+                "its ranks would have to be as well. Call it again where RankFailed is raised"
+            )
+        _ = self.retry  # a bad value is refused now
         if isinstance(self.preload, str) or not all(isinstance(x, str) for x in self.preload):
             raise SettingsError(f"preload={self.preload!r}: give a list of names")
         if self.channel is not None:
             if self.world_size is None:
                 raise SettingsError("channel is for gangs: give world_size too")
             check_channel(self.channel)
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """When a call runs again."""
+        given = {"max_retries": self.max_retries, "retry_exceptions": self.retry_exceptions}
+        return RetryPolicy(**{name: v for name, v in given.items() if v is not None})  # type: ignore[arg-type]
 
     def updated(self, changes: Mapping[str, Any]) -> TaskOptions:
         """These options with some changed.
@@ -134,6 +152,7 @@ class RemoteFunction(Generic[P, R]):
                 world_size=options.world_size,
                 channel=options.channel or settings.channel,
                 preload=tuple(options.preload),
+                retry=options.retry,
             )
         )
         if options.world_size is not None or options.num_returns > 1:

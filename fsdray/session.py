@@ -13,11 +13,12 @@ import os
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
-from fsdray import gang, wire
+from fsdray import failure, gang, wire
 from fsdray.collective import channels
-from fsdray.costs.meter import metering
-from fsdray.errors import FsdrayError, SettingsError, TaskCancelled
+from fsdray.costs.meter import Meter, metering
+from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
 from fsdray.refs import ObjectRef
+from fsdray.retries import RetryPolicy
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
@@ -73,13 +74,16 @@ class Session(Values):
             settings=self.settings,
         )
         if size is None:
-            self._go_for(entries, [arguments], self._run_task(call, holes, entries))
+            garbage = [arguments]
+            work = self._run_task(call, submission.retry, holes, entries, garbage)
+            self._go_for(entries, garbage, work)
         else:
             for rank, entry in enumerate(entries):
                 entry.gang = (task, rank)
             kept = [v for of_rank in sent for v in of_rank.values() if isinstance(v, Kept)]
-            work = self._run_gang(call, submission.channel, holes, sent, entries)
-            self._go_for(entries, [arguments, *kept], work)
+            garbage = [arguments, *kept]
+            work = self._run_gang(call, submission.channel, holes, sent, entries, garbage)
+            self._go_for(entries, garbage, work)
         return [ObjectRef(entry) for entry in entries]
 
     async def close(self) -> None:
@@ -95,21 +99,58 @@ class Session(Values):
     # Inside
 
     async def _run_task(
-        self, call: Call, holes: Mapping[int, Entry], entries: Sequence[Entry]
+        self,
+        call: Call,
+        retry: RetryPolicy,
+        holes: Mapping[int, Entry],
+        entries: Sequence[Entry],
+        garbage: list[Payload],
     ) -> None:
         filled = {number: await self.resolved(entry) for number, entry in holes.items()}
-        call = await self._fitting(dataclasses.replace(call, holes=filled))
+        failed = next((payload for payload in filled.values() if payload.failed), None)
+        if failed is not None:
+            # A dependency's failure is this task's; nothing need run to know it.
+            raise await self._failure(failed)
+        whole = await self._fitting(dataclasses.replace(call, holes=filled), garbage)
         with metering() as meter:
-            data = await self.backend.functions.invoke(
-                wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.name
-            )
-            reply = wire.load(data).ranks[0]
-            meter.merge(reply.counts)
-        # A call that could not even be decoded has one failure for all its values.
-        values = reply.values if len(reply.values) == len(entries) else reply.values * len(entries)
+            values = await self._attempts(whole, retry, meter)
+        if len(values) != len(entries):
+            values = values * len(entries)  # one failure stands for all of them
         for entry, value in zip(entries, values, strict=True):
             entry.counts = meter.counts()
             entry.payload.set_result(value)
+
+    async def _attempts(self, call: Call, retry: RetryPolicy, meter: Meter) -> tuple[Payload, ...]:
+        """Run a call until it succeeds or may not run again; its values or its failure."""
+        while True:
+            try:
+                data = await self.backend.functions.invoke(
+                    wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.name
+                )
+            except PlatformError as error:
+                if not retry.after_platform(error, call.attempt):
+                    if call.attempt > 1:
+                        error.add_note(f"this was attempt {call.attempt} of {call.name}")
+                    raise
+            else:
+                reply = wire.load(data).ranks[0]
+                meter.merge(reply.counts)
+                failed = next((value for value in reply.values if value.failed), None)
+                if failed is None:
+                    return tuple(reply.values)
+                raised = await self._failure(failed)
+                if not retry.after_exception(raised, call.attempt):
+                    return (failed,)
+            call = dataclasses.replace(call, attempt=call.attempt + 1)
+
+    async def _failure(self, payload: Payload) -> BaseException:
+        """The exception that a failed payload stands for."""
+        if isinstance(payload, Inline):
+            return failure.decode(payload.data)
+        blob = await self.backend.objects.get(payload.key)
+        if blob is None:
+            return ObjectLost(f"the failure {payload.key!r} is no longer kept")
+        return failure.decode(blob.data)
 
     async def _run_gang(
         self,
@@ -118,6 +159,7 @@ class Session(Values):
         holes: Mapping[int, Entry],
         given: Sequence[Mapping[int, Payload | Entry]],
         entries: Sequence[Entry],
+        garbage: list[Payload],
     ) -> None:
         size = len(entries)
         filled = {number: await self.resolved(entry) for number, entry in holes.items()}
@@ -142,7 +184,9 @@ class Session(Values):
                     inboxes=place.inboxes,
                     given=values,
                 )
-                whole = await self._fitting(dataclasses.replace(call, holes=filled, gang=spec))
+                whole = await self._fitting(
+                    dataclasses.replace(call, holes=filled, gang=spec), garbage
+                )
                 with metering() as meter:
                     result = await gang.run(self.backend, whole)
                     for reply in result.ranks.values():
@@ -221,7 +265,7 @@ class Session(Values):
                     sent[rank][number] = self.keep(f"given/{task}/{number}/{rank}", parts)
         return sent
 
-    async def _fitting(self, call: Call) -> Call:
+    async def _fitting(self, call: Call, garbage: list[Payload]) -> Call:
         """The call, with inline values moved to objects until a payload can hold it."""
         room = self.backend.functions.limits.payload - len(wire.dump(call))
         holes = dict(call.holes)
@@ -233,6 +277,7 @@ class Session(Values):
             key = f"arguments/{call.task}/{number}"
             await self.backend.objects.put(key, payload.data)
             holes[number] = Kept(key, len(payload.data))
+            garbage.append(holes[number])
             room += len(payload.data)
         return dataclasses.replace(call, holes=holes)
 

@@ -6,11 +6,12 @@ Refs and per-rank values among the arguments become holes, which `fsdray.session
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsdray.errors import SettingsError
 from fsdray.refs import ObjectRef
+from fsdray.retries import RetryPolicy
 from fsdray.values import Entry
 from fsdray.wire import Hole
 
@@ -45,6 +46,7 @@ class Submission:
     world_size: int | None
     channel: str
     preload: tuple[str, ...] = ()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 def dig(

@@ -42,7 +42,7 @@ class Entry:
     def state(self) -> str:
         if not self.payload.done():
             return "pending"
-        return "failed" if self.payload.exception() else "finished"
+        return "failed" if _is_failed(self.payload) else "finished"
 
     def __del__(self) -> None:
         if self.start is not None:
@@ -82,14 +82,18 @@ class Values:
         entries = [ref._entry for ref in refs]
         futures = [self.start(entry) for entry in entries]
         with self._yielded(futures):
-            _, pending = wait_futures(futures, timeout)
-        if pending:
+            in_time = _all_or_one_failed(futures).wait(timeout)
+        there = [entry for entry in entries if entry.payload.done()]
+        failed = [entry for entry in there if _is_failed(entry.payload)]
+        if not in_time:
             raise GetTimeout(
-                f"{len(pending)} of {len(futures)} values were not there after {timeout} s"
+                f"{len(entries) - len(there)} of {len(entries)} values were not there after "
+                f"{timeout} s"
             )
-        loop.run(self._fetch(entries))
+        chosen = failed or entries
+        loop.run(self._fetch(chosen))
         values: list[Any] = []
-        for entry in entries:
+        for entry in chosen:
             try:
                 values.append(self._value(entry))
             except RankFailed as error:
@@ -284,6 +288,29 @@ class Values:
     def new_id(self) -> str:
         """A name for a task or value that nothing else in the session has."""
         return f"{self._prefix}-{next(self._ids)}"
+
+
+def _is_failed(payload: Future[Payload]) -> bool:
+    """Whether what is there is known to be a failure."""
+    return payload.exception() is not None or payload.result().failed
+
+
+def _all_or_one_failed(futures: Sequence[Future[Payload]]) -> threading.Event:
+    """An event that is set when all are there, or one has failed: then waiting is over."""
+    over = threading.Event()
+    lock = threading.Lock()
+    left = len(futures)
+
+    def done(future: Future[Payload]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left == 0 or _is_failed(future):
+                over.set()
+
+    for future in futures:
+        future.add_done_callback(done)
+    return over
 
 
 def value_key(entry_id: str) -> str:

@@ -164,9 +164,10 @@ def decode(data: Buffer) -> Any:
 
 @dataclass(frozen=True)
 class Inline:
-    """Encoded bytes that travel with the call or reply."""
+    """Encoded bytes that travel with the call or reply; `failed` says that they are a failure."""
 
     data: bytes
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Kept:
 
     key: str
     size: int
+    failed: bool = False
 
 
 Payload: TypeAlias = Inline | Kept

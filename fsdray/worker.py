@@ -7,6 +7,7 @@ It runs on whatever process a backend started it in; `fsdray.gang` knows the tre
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any
 
 import cloudpickle
 
-from fsdray import collective, failure, gang, loop, session, values, wire
+from fsdray import collective, context, failure, gang, loop, session, values, wire
+from fsdray.context import RuntimeContext
 from fsdray.costs.meter import Meter, set_outermost
 from fsdray.errors import FsdrayError, ObjectLost, RankFailed
 from fsdray.services import Backend, Buffer
@@ -42,7 +44,7 @@ def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> 
         assert isinstance(call, Call)
     except FsdrayError as error:
         refused = failure.encode(failure.capture(error, "a call"))
-        once.respond(wire.dump(Reply({0: RankReply((Inline(refused),))})), False)
+        once.respond(wire.dump(Reply({0: RankReply((Inline(refused, failed=True),))})), False)
         return
     here = session.enter(backend, call.settings)
     if call.gang is None:
@@ -79,6 +81,16 @@ def _run_rank(here: Session, call: Call, timeout: float, meter: Meter, once: _On
 def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = None) -> RankReply:
     """Run the user's function; its values, or its failure for each of them."""
     returns = call.returns if call.gang is None else (call.returns[call.gang.rank],)
+    context.enter(
+        RuntimeContext(
+            backend=here.backend.name,
+            task_id=call.task,
+            task_name=call.name,
+            attempt=call.attempt,
+            rank=None if call.gang is None else call.gang.rank,
+            world_size=None if call.gang is None else call.gang.size,
+        )
+    )
     try:
         function = _function(here, call.function)
         args, kwargs = _arguments(here, call)
@@ -96,9 +108,12 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         encoded = failure.encode(failure.capture(error, call.name))
         if rank is not None:
             loop.run(rank.raised(encoded, isinstance(error, RankFailed)))
-        payloads = [_send(here, call, key, [encoded]) for key in returns]
+        payloads = [
+            dataclasses.replace(_send(here, call, key, [encoded]), failed=True) for key in returns
+        ]
     finally:
         loop.run(here.flush())
+        context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 
 

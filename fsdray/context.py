@@ -1,0 +1,56 @@
+"""What the running task may know of itself: `get_runtime_context`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from fsdray import session
+
+
+@dataclass(frozen=True)
+class RuntimeContext:
+    """Where this code runs. In the driver the task's fields are None.
+
+    Parameters
+    ----------
+    task_id, task_name : the task's. attempt : 1 for the first.
+    rank, world_size : of a gang's rank; None in a task on its own.
+    backend : the platform's name.
+    """
+
+    backend: str
+    task_id: str | None = None
+    task_name: str | None = None
+    attempt: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+
+    def get_task_id(self) -> str | None:
+        """`task_id`, under Ray's name."""
+        return self.task_id
+
+    def get_task_name(self) -> str | None:
+        """`task_name`, under Ray's name."""
+        return self.task_name
+
+    def get_worker_id(self) -> str:
+        """The process that this runs in."""
+        return f"{socket.gethostname()}-{os.getpid()}"
+
+
+_task: RuntimeContext | None = None
+
+
+def get_runtime_context() -> RuntimeContext:
+    """Who runs this: the task (and rank) inside one, the driver outside."""
+    if _task is not None:
+        return _task
+    return RuntimeContext(session.current().backend.name)
+
+
+def enter(task: RuntimeContext | None) -> None:
+    """Set what `get_runtime_context` returns; the worker does this around each call."""
+    global _task
+    _task = task
