@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsdray import errors, exceptions
 from fsdray._version import __version__
-from fsdray.api import get, init, is_initialized, put, receipt, shutdown, wait
+from fsdray.api import as_completed, cancel, get, init, is_initialized, put, receipt, shutdown, wait
 from fsdray.context import get_runtime_context
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
@@ -24,6 +24,8 @@ __all__ = [
     "ObjectRef",
     "RemoteFunction",
     "__version__",
+    "as_completed",
+    "cancel",
     "collective",
     "errors",
     "exceptions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 from fsdray import loop, session, settings
@@ -140,6 +141,45 @@ def wait(
         raise ValueError(f"num_returns={num_returns}: choose from 1 to {len(refs)}, one a ref")
     _check_timeout(timeout)
     return session.current().wait(refs, num_returns, timeout)
+
+
+def as_completed(
+    refs: Sequence[ObjectRef[T]], *, timeout: float | None = None
+) -> Iterator[ObjectRef[T]]:
+    """The refs one by one, as their values (or errors) come.
+
+    Parameters
+    ----------
+    timeout : seconds for all of them together.
+
+    Raises
+    ------
+    GetTimeout
+        where not all have come in time.
+    """
+    if any(not isinstance(ref, ObjectRef) for ref in refs):
+        raise TypeError("as_completed takes a list of refs")
+    _check_timeout(timeout)
+    return session.current().completed(list(refs), timeout)
+
+
+def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Stop a task; of a gang's ref, the whole gang. Its values raise `TaskCancelled`.
+
+    A task that has not started never will. One that runs is stopped at once on the local backend:
+    its process is killed, and the tasks that it started are stopped within a second. Where its
+    value is there already, nothing happens.
+
+    Parameters
+    ----------
+    force : for Ray's programs: it makes no difference, since there is no gentler way.
+    recursive : must be True: what a task started does not outlive it.
+    """
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"cancel takes a ref, not {type(ref).__name__}")
+    if not recursive:
+        raise SettingsError("recursive=False: what a task started does not outlive it here")
+    session.current().cancel(ref)
 
 
 def _check_timeout(timeout: float | None) -> None:

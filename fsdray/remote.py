@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -16,6 +16,7 @@ import cloudpickle
 
 from fsdray import session
 from fsdray.errors import SettingsError
+from fsdray.maps import Map, inputs_of
 from fsdray.retries import RetryPolicy
 from fsdray.settings import check_channel
 from fsdray.submission import Submission
@@ -158,6 +159,81 @@ class RemoteFunction(Generic[P, R]):
         if options.world_size is not None or options.num_returns > 1:
             return refs
         return refs[0] if refs else None
+
+    def map(
+        self,
+        iterable: Iterable[Any],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        chunksize: int | None = None,
+        progress: bool = False,
+    ) -> Map:
+        """Call the function on each item; an iterator over the values.
+
+        Items are taken from `iterable` as values are taken out, so it may be endless.
+
+        Parameters
+        ----------
+        ordered : whether values come in the order of their items, or as they are there.
+        return_exceptions : whether an exception that the function raises takes the value's place,
+            or ends the map.
+        chunksize : items of one call; by default it adapts, so that a call takes a quarter second.
+        progress : show a bar on a terminal.
+
+        Raises
+        ------
+        Exception
+            what the function raised, when its turn comes, or what `iterable` itself raised, once
+            the values of the items before are out. Calls still under way are then cancelled.
+        """
+        inputs, total = inputs_of(iterable)
+        return Map(
+            self,
+            ((item,) for item in inputs),
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            chunksize=chunksize,
+            progress=progress,
+            total=total,
+        )
+
+    def starmap(
+        self,
+        iterable: Iterable[Iterable[Any]],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        chunksize: int | None = None,
+        progress: bool = False,
+    ) -> Map:
+        """`map` over tuples of arguments."""
+        inputs, total = inputs_of(iterable)
+        return Map(
+            self,
+            (tuple(items) for items in inputs),
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+            chunksize=chunksize,
+            progress=progress,
+            total=total,
+        )
+
+    @property
+    def is_gang(self) -> bool:
+        """Whether a call is a gang."""
+        return self._options.world_size is not None
+
+    @property
+    def retries_exceptions(self) -> bool:
+        """Whether a call runs again after an exception of the user's code."""
+        return bool(self._options.retry_exceptions)
+
+    def wrapping(self, function: Callable[..., Any]) -> RemoteFunction[..., Any]:
+        """Another function with this one's name and options."""
+        name = self._options.name or self.__name__
+        options = self._options.updated({"name": name, "num_returns": 1})
+        return RemoteFunction(function, options)
 
     def check(self) -> None:
         """Raise `SettingsError` where no call could have these options; start nothing."""

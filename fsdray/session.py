@@ -213,7 +213,8 @@ class Session(Values):
             except BaseException as error:
                 # Platform errors and bugs of ours alike must reach whoever waits for the values.
                 cancelled = isinstance(error, asyncio.CancelledError)
-                told = TaskCancelled("the session was shut down") if cancelled else error
+                why = "the session was shut down" if self._closed else f"{name} was cancelled"
+                told = TaskCancelled(why) if cancelled else error
                 for entry in entries:
                     if not entry.payload.done():
                         entry.payload.set_exception(told)
@@ -224,7 +225,10 @@ class Session(Values):
                 if keys and not self._closed:
                     await self.backend.objects.delete(keys)
 
-        self.go(run())
+        name = entries[0].label if entries else "a task"
+        future = self.go(run())
+        for entry in entries:
+            entry.work = future
 
     # Payloads
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import queue
 import secrets
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_futures
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fsdray import failure, loop, wire
-from fsdray.errors import GetTimeout, ObjectLost, RankFailed
+from fsdray.errors import GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
@@ -38,6 +39,7 @@ class Entry:
         self.gang: tuple[str, int] | None = None  # of a gang's rank: its gang and its rank
         self.start: Coroutine[Any, Any, None] | None = None  # how to get it, if nobody asked yet
         self.counts: Mapping[str, float] = {}
+        self.work: Future[None] | None = None  # of a task: what makes the value
 
     def state(self) -> str:
         if not self.payload.done():
@@ -117,6 +119,41 @@ class Values:
         ready = [ref for future, ref in futures.items() if future.done()][:num_returns]
         chosen = set(ready)
         return ready, [ref for ref in refs if ref not in chosen]
+
+    def when_there(self, ref: ObjectRef[Any], tell: Callable[[ObjectRef[Any]], None]) -> None:
+        """Call `tell` with the ref, on any thread, once its value (or its error) is there."""
+        self.start(ref._entry).add_done_callback(lambda _: tell(ref))
+
+    def completed(
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None
+    ) -> Iterator[ObjectRef[Any]]:
+        """The refs as their values come."""
+        there: queue.SimpleQueue[ObjectRef[Any]] = queue.SimpleQueue()
+        for ref in refs:
+            self.when_there(ref, there.put)
+        clock = loop.get().time
+        deadline = None if timeout is None else clock() + timeout
+        for number in range(len(refs)):
+            left = None if deadline is None else max(0.0, deadline - clock())
+            try:
+                with self._yielded([ref._entry.payload for ref in refs]):
+                    ref = there.get(timeout=left)
+            except queue.Empty:
+                raise GetTimeout(
+                    f"{len(refs) - number} of {len(refs)} values were not there after {timeout} s"
+                ) from None
+            yield ref
+
+    def cancel(self, ref: ObjectRef[Any]) -> None:
+        """Stop what makes a value; of a gang, all of it. Nothing happens where it is there."""
+        entry = ref._entry
+        if entry.payload.done():
+            return
+        if entry.work is None:
+            raise SettingsError(
+                f"{entry.label} was not started by this process: cancel it where it was"
+            )
+        entry.work.cancel()
 
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """A future of the value itself."""
@@ -269,12 +306,13 @@ class Values:
             return nullcontext()
         return self.backend.functions.yielded()
 
-    def go(self, work: Coroutine[Any, Any, None]) -> None:
+    def go(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         """Start work that must be over before the session ends, or the task replies."""
         future = loop.submit(work)
         with self._lock:
             self._underway.add(future)
         future.add_done_callback(self._ended)
+        return future
 
     def _ended(self, future: Future[None]) -> None:
         with self._lock:

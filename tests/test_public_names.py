@@ -15,6 +15,8 @@ NAMES = [
     "ObjectRef",
     "RemoteFunction",
     "__version__",
+    "as_completed",
+    "cancel",
     "collective",
     "errors",
     "exceptions",
