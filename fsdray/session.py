@@ -271,6 +271,8 @@ class Session(Values):
 
     async def _fitting(self, call: Call, garbage: list[Payload]) -> Call:
         """The call, with inline values moved to objects until a payload can hold it."""
+        if not call.holes:
+            return call
         room = self.backend.functions.limits.payload - len(wire.dump(call))
         holes = dict(call.holes)
         for number, payload in sorted(

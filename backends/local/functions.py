@@ -24,13 +24,14 @@ from fsdray.errors import (
     FunctionTimeout,
     OutOfMemory,
     PlatformError,
+    ServiceError,
     SettingsError,
 )
 from fsdray.services import MIB, Buffer, Count, FunctionLimits
 
 _LOOK = 0.1  # seconds between looks at a running call's memory
 _LOOK_CLOSELY = 0.02  # the same, when one is above half of its limit
-_SCALE_OUT = 0.02  # seconds a call waits for a warm worker before there are more than cores
+_SCALE_OUT = 0.02  # seconds in which no worker becomes free, after which there are more than cores
 _ORPHAN = 1.0  # seconds that a dead caller's calls are given to see its gang's abort
 
 Outcome = tuple[float, bytes | None, PlatformError | None]
@@ -57,6 +58,9 @@ class Pool:
         self._idle: list[Worker] = []  # the warmest last
         self._running: set[Worker] = set()
         self._for_worker: deque[asyncio.Future[Worker]] = deque()
+        self._forking = 0  # workers under way
+        self._last_free = 0.0  # the loop's time when a worker last became free
+        self._scaling: asyncio.Task[None] | None = None
         self._slots = 0  # held by calls that run and do not only wait for others
         self._for_slot: deque[asyncio.Future[None]] = deque()
         self._admitted = 0  # ranks of all gangs that were let in
@@ -181,24 +185,51 @@ class Pool:
             worker = self._idle.pop()
             if not worker.is_dead:
                 return worker
-        busy = sum(not worker.is_waiting for worker in self._running)
-        if busy >= self._cores:
-            # Short calls are served best by as many workers as there are cores.
-            turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-            self._for_worker.append(turn)
+        busy = sum(not worker.is_waiting for worker in self._running) + self._forking
+        if busy < self._cores:
+            self._forking += 1
             try:
-                return await asyncio.wait_for(turn, _SCALE_OUT)
-            except TimeoutError:
-                pass
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._put_back(turn.result())
-                raise
-        return await self._template.fork()
+                return await self._template.fork()
+            finally:
+                self._forking -= 1
+        turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._for_worker.append(turn)
+        if self._scaling is None or self._scaling.done():
+            self._scaling = asyncio.create_task(self._scale_out())
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._hand_on(turn.result())
+            raise
+
+    async def _scale_out(self) -> None:
+        """Fork more workers than there are cores, while calls wait and none becomes free.
+
+        Short calls are served best by as many workers as cores; long ones should not wait.
+        """
+        clock = asyncio.get_running_loop().time
+        while self._for_worker:
+            await asyncio.sleep(_SCALE_OUT)
+            while self._for_worker and clock() - self._last_free >= _SCALE_OUT:
+                if self._forking:
+                    break  # the first workers are not up yet
+                try:
+                    self._hand_on(await self._template.fork())
+                except (ServiceError, LinkLost) as error:
+                    for turn in self._for_worker:
+                        if not turn.done():
+                            turn.set_exception(error)
+                    self._for_worker.clear()
 
     def _put_back(self, worker: Worker) -> None:
-        if worker.is_dead:
-            return
+        """A worker's call is over."""
+        if not worker.is_dead:
+            self._last_free = asyncio.get_running_loop().time()
+            self._hand_on(worker)
+
+    def _hand_on(self, worker: Worker) -> None:
+        """Give a worker to whoever waits for one."""
         while self._for_worker:
             turn = self._for_worker.popleft()
             if not turn.done():
