@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -25,6 +26,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+MEMORY_OF_A_CPU = 1769
+"""MB at which AWS Lambda gives a function one whole CPU (Lambda's documentation)."""
+
+# Options that Ray's tasks take, and why they cannot be had.
+_REFUSED = {
+    "num_gpus": "functions have no GPUs",
+    "accelerator_type": "functions have no accelerators",
+    "resources": "functions have memory, and CPUs in proportion to it: use memory=MB",
+    "scheduling_strategy": "there are no nodes to choose from",
+    "label_selector": "there are no nodes to choose from",
+    "max_calls": "the platform decides when an environment is replaced",
+    "max_cost": "there are no estimates yet that it could be held against",
+    "runtime_env": "calls run in the environment of the session's functions",
+    "concurrency_groups": "a function runs one call at a time",
+    "enable_task_events": "every call is counted",
+}
+
+
 @dataclass(frozen=True)
 class TaskOptions:
     """Options of a call; None means the session's setting.
@@ -33,7 +52,8 @@ class TaskOptions:
     ----------
     num_returns : how many refs a call returns; with 0 it returns None, with more than one the
         function must return as many values.
-    memory : MB that the call may use. timeout : seconds that it may take.
+    memory : MB that the call may use (Ray's is in bytes). timeout : seconds that it may take.
+        ``num_cpus=n`` asks for as much memory as gives n CPUs.
     name : what the call is called in logs and errors; by default the function's own name.
     world_size : ranks of a gang; the call returns a list of one ref a rank.
     channel : how the gang talks: ``"queue"`` or ``"object"``.
@@ -97,7 +117,13 @@ class TaskOptions:
             for an option that does not exist or a value that it cannot have.
         """
         known = {field.name for field in dataclasses.fields(self)}
+        changes = dict(changes)
+        cpus = changes.pop("num_cpus", None)
+        if cpus is not None:
+            changes.setdefault("memory", _memory_for(cpus, self.memory))
         for name in changes:
+            if name in _REFUSED:
+                raise SettingsError(f"{name} has no meaning here: {_REFUSED[name]}")
             if name not in known:
                 raise SettingsError(
                     f"unknown option {name!r}: a task takes {', '.join(sorted(known))}"
@@ -311,6 +337,14 @@ def _made(function: Any, options: TaskOptions) -> RemoteFunction[Any, Any]:
     if not callable(function):
         raise TypeError(f"@fsdray.remote takes a function, not {type(function).__name__}")
     return RemoteFunction(cast(Callable[..., Any], function), options)
+
+
+def _memory_for(cpus: Any, memory: int | None) -> int | None:
+    """The memory (MB) that gives so many CPUs, unless more was asked for."""
+    if isinstance(cpus, bool) or not isinstance(cpus, int | float) or not cpus >= 0:
+        raise SettingsError(f"num_cpus={cpus!r}: give a number from 0")
+    wanted = math.ceil(cpus * MEMORY_OF_A_CPU)
+    return max(wanted, memory or 0) if cpus > 1 else memory
 
 
 def _is_int(value: Any) -> bool:

@@ -295,6 +295,26 @@ def test_misuse_is_an_error_in_the_caller_and_starts_nothing(call: Any, error: A
     assert fsd.receipt().requests.get("invoke", 0) == before
 
 
+def test_rays_options_mean_what_they_can_or_are_refused_with_the_reason() -> None:
+    @fsd.remote(num_cpus=2)
+    def limit() -> int:
+        return fsd.session.current().settings.memory
+
+    assert limit._options.memory == 2 * 1769
+    assert limit.options(num_cpus=1).remote() is not None
+    assert add.options(num_cpus=4, memory=9000)._options.memory == 9000
+    for option, reason in (
+        ("num_gpus", "no GPUs"),
+        ("resources", "memory=MB"),
+        ("scheduling_strategy", "no nodes"),
+        ("max_cost", "no estimates"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            add.options(**{option: 1})
+    with pytest.raises(SettingsError, match="num_cpus"):
+        add.options(num_cpus="many")
+
+
 def test_an_unpicklable_closure_is_named_before_anything_starts() -> None:
     lock = threading.Lock()
 
