@@ -16,7 +16,7 @@ from typing import Any
 from fsdray import gang, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import metering
-from fsdray.errors import FsdrayError, SettingsError, TaskCancelled
+from fsdray.errors import FsdrayError, PlatformError, SettingsError, TaskCancelled
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
@@ -100,9 +100,13 @@ class Session(Values):
         filled = {number: await self.resolved(entry) for number, entry in holes.items()}
         call = await self._fitting(dataclasses.replace(call, holes=filled))
         with metering() as meter:
-            data = await self.backend.functions.invoke(
-                wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.name
-            )
+            try:
+                data = await self.backend.functions.invoke(
+                    wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.name
+                )
+            except PlatformError as error:
+                error.add_note(call.whereabouts())
+                raise
             reply = wire.load(data).ranks[0]
             meter.merge(reply.counts)
         # A call that could not even be decoded has one failure for all its values.
