@@ -158,7 +158,7 @@ def _text(error: BaseException) -> str:
 
 def _notes(error: BaseException) -> tuple[str, ...]:
     notes = getattr(error, "__notes__", None)
-    return tuple(map(str, notes)) if isinstance(notes, list) else ()
+    return tuple(x for x in notes if isinstance(x, str)) if isinstance(notes, list) else ()
 
 
 class _Restored:

@@ -25,10 +25,10 @@ _PASSING = frozenset({"fsdray.api", "fsdray.values", "fsdray.worker"})
 class Place(NamedTuple):
     """Where one call stood when the exception went through it.
 
-    Lines count from 1, columns from 0 in bytes of UTF-8; the column and ends are None where Python
-    does not know them. `source` is the lines from `line` on, "" where their process had none. It
-    is a named tuple and no dataclass since one exception has hundreds: it pickles in a fifth of
-    the time.
+    Lines count from 1, columns from 0 in bytes of UTF-8; the columns are None where Python does
+    not know them. `source` is the lines from `line` on, "" where their process had none. A
+    named tuple, where all else that travels is a dataclass: it has half the bytes and takes half
+    the time to read, and one exception may have hundreds.
     """
 
     filename: str
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     name: str
     first_line: int
     line: int
-    end_line: int | None
+    end_line: int
     column: int | None
     end_column: int | None
     source: str
@@ -56,7 +56,7 @@ def take(raised: TracebackType | None) -> tuple[Place, ...]:
     places = [_place(each, checked) for each in first]
     if count > len(first) + len(last):
         told = f"<{count - len(first) - len(last)} calls left out>"
-        places.append(Place("<traceback>", "", told, 1, 1, None, None, None, ""))
+        places.append(Place("<traceback>", "", told, 1, 1, 1, None, None, ""))
     places += (_place(each, checked) for each in last)
     return tuple(places)
 
@@ -64,15 +64,17 @@ def take(raised: TracebackType | None) -> tuple[Place, ...]:
 def _place(raised: TracebackType, checked: set[str]) -> Place:
     frame, code = raised.tb_frame, raised.tb_frame.f_code
     line = raised.tb_lineno or code.co_firstlineno
-    positions = next(islice(code.co_positions(), raised.tb_lasti // 2, None), None)
-    end_line = column = end_column = None
-    if positions is not None and positions[0] == line:
-        _, end_line, column, end_column = positions
+    at = max(raised.tb_lasti, 0) // 2
+    positions = next(islice(code.co_positions(), at, None), None)
+    end_line, column, end_column = line, None, None
+    # Code that was made from trees (by pytest, by macros) may have positions that make no sense.
+    if positions is not None and positions[0] == line and None not in positions:
+        end_line, column, end_column = max(line, positions[1] or line), positions[2], positions[3]
     filename = code.co_filename
     if filename not in checked:
         checked.add(filename)
         linecache.checkcache(filename)
-    last = min(end_line or line, line + _LINES - 1)
+    last = min(end_line, line + _LINES - 1)
     source = "".join(
         linecache.getline(filename, number, frame.f_globals) for number in range(line, last + 1)
     )
@@ -128,7 +130,7 @@ def _locations(place: Place) -> bytes:
     8 instructions, with the line as a difference from the one before.
     """
     line = _signed(place.line - place.first_line)
-    if place.end_line is None or place.column is None or place.end_column is None:
+    if place.column is None or place.end_column is None:
         kind, rest = 13, b""
     else:
         kind = 14

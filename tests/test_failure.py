@@ -10,7 +10,7 @@ import subprocess
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -30,6 +30,8 @@ from fsdray.errors import (
     SettingsError,
     TaskError,
 )
+
+E = TypeVar("E", bound=BaseException)
 
 
 class OwnError(Exception):
@@ -74,7 +76,7 @@ class SealedError(Exception):
         self.lock = threading.Lock()
 
 
-def raised_by(error: BaseException) -> BaseException:
+def raised_by(error: E) -> E:
     def user_code() -> None:
         raise error
 
