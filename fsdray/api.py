@@ -102,7 +102,10 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     _check_timeout(timeout)
     if not wanted:
         return []
-    values = session.current().get(wanted, timeout)
+    values, error = session.current().get(wanted, timeout)
+    if error is not None:
+        __tracebackhide__ = True  # pytest and IPython then show the caller's line alone
+        raise error
     return values if many else values[0]
 
 

@@ -37,8 +37,9 @@ class TaskError(FsdrayError):
     """The user's own code raised inside a task.
 
     What `fsdray.get` raises is an instance of this class *and* of the type that the task
-    raised, so ``except KeyError`` works; ``__cause__`` is the original exception with its
-    remote traceback.
+    raised, and shown under the latter's name: ``except KeyError`` works. Its traceback goes on
+    through the remote frames, and a note says which task it was. What cannot be pickled arrives
+    as a plain `TaskError` that tells its type and text.
     """
 
 

@@ -115,9 +115,8 @@ async def supervise(
     """
     clock = asyncio.get_running_loop().time
     deadline: float | None = None  # set when the gang breaks
-    tasks = {
-        asyncio.create_task(_invoke(backend, child(call, rank, timeout))): rank for rank in ranks
-    }
+    calls = [child(call, rank, timeout) for rank in ranks]
+    tasks = {asyncio.create_task(_invoke(backend, each)): each for each in calls}
     replies: dict[int, RankReply] = {}
     broke = asyncio.create_task(breaker.event.wait())
     pending = set(tasks)
@@ -267,7 +266,7 @@ async def _invoke(backend: Backend, call: Call) -> Reply:
 
 
 def _settle(
-    rank: int, task: asyncio.Task[Reply], replies: dict[int, RankReply], breaker: Breaker
+    call: Call, task: asyncio.Task[Reply], replies: dict[int, RankReply], breaker: Breaker
 ) -> None:
     """Take what a child's call came to."""
     error = task.exception()
@@ -277,7 +276,11 @@ def _settle(
         if reply.broken is not None:
             breaker.trip(reply.broken, is_death=True, is_news=False)
     elif isinstance(error, PlatformError):
-        encoded = failure.encode(failure.capture(error, f"rank {rank}"))
+        assert call.gang is not None
+        rank = call.gang.rank
+        # Where the caller's own code stood when a call broke is no news to the user.
+        told = error.with_traceback(None)
+        encoded = failure.encode(failure.capture(told, f"rank {rank}", call.whereabouts()))
         breaker.trip(((rank,), encoded), is_death=True, is_news=True)
     else:
         raise error

@@ -95,14 +95,14 @@ class Map(Iterator[Any]):
                     raise self._input_error
                 raise StopIteration
             ref = self._next_chunk()
-            try:
-                seconds, results = session.current().get([ref], None)[0]
-            except BaseException as raised:
-                if self._is_single and self._return_exceptions and isinstance(raised, TaskError):
+            values, failed = session.current().get([ref], None)
+            if failed is not None:
+                if self._is_single and self._return_exceptions and isinstance(failed, TaskError):
                     self._fill()
-                    return raised
+                    return failed
                 self.close()
-                raise
+                raise failed
+            seconds, results = values[0]
             if self._adapts and results:
                 self._size = next_size(len(results), seconds)
             self._ready.extend(results)

@@ -110,7 +110,12 @@ class Session(Values):
         failed = next((payload for payload in filled.values() if payload.failed), None)
         if failed is not None:
             # A dependency's failure is this task's; nothing need run to know it.
-            raise await self._failure(failed)
+            error = await self._failure(failed)
+            error.add_note(f"{call.whereabouts()}, which was given its value")
+            encoded = failure.encode(failure.capture(error, call.name))
+            for entry in entries:
+                entry.payload.set_result(Inline(encoded, failed=True))
+            return
         whole = await self._fitting(dataclasses.replace(call, holes=filled), garbage)
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
@@ -129,8 +134,7 @@ class Session(Values):
                 )
             except PlatformError as error:
                 if not retry.after_platform(error, call.attempt):
-                    if call.attempt > 1:
-                        error.add_note(f"this was attempt {call.attempt} of {call.name}")
+                    error.add_note(call.whereabouts())
                     raise
             else:
                 reply = wire.load(data).ranks[0]

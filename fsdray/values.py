@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fsdray import failure, loop, wire
-from fsdray.errors import GetTimeout, ObjectLost, RankFailed, SettingsError
+from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
@@ -79,8 +79,13 @@ class Values:
         entry.payload.set_result(self.keep(value_key(entry.id), parts))
         return ObjectRef(entry)
 
-    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
-        """The values of refs, in order; the first failure among them is raised."""
+    def get(
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None
+    ) -> tuple[list[Any], BaseException | None]:
+        """The values of refs, in order, up to the first failure among them, and that.
+
+        It is returned, to be raised by who was asked: so its traceback shows no frames of ours.
+        """
         entries = [ref._entry for ref in refs]
         futures = [self.start(entry) for entry in entries]
         with self._yielded(futures):
@@ -96,11 +101,13 @@ class Values:
         loop.run(self._fetch(chosen))
         values: list[Any] = []
         for entry in chosen:
-            try:
-                values.append(self._value(entry))
-            except RankFailed as error:
-                raise self._root_cause(entries, entry, error) from error.__cause__
-        return values
+            value, error = self._outcome(entry)
+            if isinstance(error, RankFailed):
+                return values, self._root_cause(entries, entry, error)
+            if error is not None:
+                return values, error
+            values.append(value)
+        return values, None
 
     def wait(
         self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None
@@ -166,9 +173,13 @@ class Values:
             try:
                 await asyncio.wrap_future(self.start(entry))
                 await self._fetch([entry])
-                result.set_result(self._value(entry))
+                value, failed = self._outcome(entry)
             except BaseException as error:
-                result.set_exception(error)
+                value, failed = None, error
+            if failed is None:
+                result.set_result(value)
+            else:
+                result.set_exception(failed)
 
         loop.submit(resolve())
         return result
@@ -238,7 +249,7 @@ class Values:
         """Store what an escaped ref stands for, once it is there."""
         future = self.start(entry)
         await asyncio.wait([asyncio.wrap_future(future)])
-        error = future.exception()
+        error = self._failed(entry)
         if error is not None:
             data = failure.encode(failure.capture(error, entry.label))
         else:
@@ -267,19 +278,26 @@ class Values:
                     wanted[entry.id] = fetch(entry, payload.key)
         await asyncio.gather(*wanted.values())
 
-    def _value(self, entry: Entry) -> Any:
-        error = entry.payload.exception()
+    def _outcome(self, entry: Entry) -> tuple[Any, BaseException | None]:
+        """A finished entry's value, or its failure."""
+        error = self._failed(entry)
         if error is not None:
-            raise error
+            return None, error
         assert entry.view is not None
         return self.open(entry.view)
 
-    def open(self, data: Buffer) -> Any:
-        """Decode a value, or raise the failure that it is; arrays are read-only views."""
+    def _failed(self, entry: Entry) -> BaseException | None:
+        """What ended a finished entry's call, where that was not the user's code."""
+        error = entry.payload.exception()
+        # It is told to each who asks: where an earlier one stood is not where this one does.
+        return error.with_traceback(None) if isinstance(error, FsdrayError) else error
+
+    def open(self, data: Buffer) -> tuple[Any, BaseException | None]:
+        """Decode a value, or the failure that it is; arrays are read-only views."""
         value = wire.decode(memoryview(data).toreadonly())
         if isinstance(value, failure.Failure):
-            raise failure.restore(value)
-        return value
+            return None, failure.restore(value)
+        return value, None
 
     def _root_cause(
         self, entries: Sequence[Entry], entry: Entry, error: RankFailed
@@ -293,10 +311,8 @@ class Values:
                 and other.gang[1] in error.ranks
             )
             if is_culprit and other is not entry:
-                try:
-                    self._value(other)
-                except BaseException as cause:
-                    # Whatever it is, it is what the user asked to get.
+                _, cause = self._outcome(other)
+                if cause is not None:
                     return cause
         return error
 

@@ -223,6 +223,11 @@ class Call:
     gang: Gang | None = None
     attempt: int = 1
 
+    def whereabouts(self) -> str:
+        """Which call this is, for who reads its error."""
+        rank = f", rank {self.gang.rank} of {self.gang.size}" if self.gang is not None else ""
+        return f"in task {self.name} (id {self.task}){rank}, attempt {self.attempt}"
+
 
 @dataclass(frozen=True)
 class RankReply:

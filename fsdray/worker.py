@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -105,7 +106,8 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         # sees a process that ends.
         if isinstance(error, SystemExit):
             raise
-        encoded = failure.encode(failure.capture(error, call.name))
+        note = f"{call.whereabouts()}, on pid {os.getpid()}"
+        encoded = failure.encode(failure.capture(error, call.name, note))
         if rank is not None:
             loop.run(rank.raised(encoded, isinstance(error, RankFailed)))
         payloads = [
@@ -134,7 +136,12 @@ def _arguments(here: Session, call: Call) -> tuple[list[Any], dict[str, Any]]:
     holes = {**call.holes, **given}
 
     def fill(value: Any) -> Any:
-        return here.open(_read(here, holes[value.number])) if isinstance(value, Hole) else value
+        if not isinstance(value, Hole):
+            return value
+        filled, error = here.open(_read(here, holes[value.number]))
+        if error is not None:
+            raise error
+        return filled
 
     return [fill(v) for v in args], {name: fill(v) for name, v in kwargs.items()}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
+import pickle
 import subprocess
 import threading
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,6 +30,8 @@ from fsdray.errors import (
     SettingsError,
     TaskError,
 )
+
+E = TypeVar("E", bound=BaseException)
 
 
 class OwnError(Exception):
@@ -71,13 +76,23 @@ class SealedError(Exception):
         self.lock = threading.Lock()
 
 
-def raised_by(error: BaseException) -> BaseException:
+def raised_by(error: E) -> E:
     def user_code() -> None:
         raise error
 
     with pytest.raises(type(error)) as caught:
         user_code()
     return caught.value
+
+
+def frames(error: BaseException) -> list[tuple[str, str | None]]:
+    """The function and source line of each frame of its traceback."""
+    return [(frame.name, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def shown(error: BaseException) -> str:
+    """What Python prints of it."""
+    return "".join(traceback.format_exception(error))
 
 
 def crossed(error: BaseException, task: str = "square") -> BaseException:
@@ -178,15 +193,14 @@ def test_an_error_of_a_class_within_a_function_keeps_its_name() -> None:
     assert str(got) == "here"
 
 
-def test_the_cause_shows_the_remote_frames_with_their_source() -> None:
-    cause = crossed(KeyError("x")).__cause__
-    assert isinstance(cause, failure.RemoteTraceback)
-    assert "in user_code" in str(cause)
-    assert "raise error" in str(cause)
-    assert str(cause).rstrip().endswith("KeyError: 'x'")
+def test_the_traceback_goes_through_the_remote_frames() -> None:
+    got = crossed(KeyError("x"))
+    assert frames(got)[-1] == ("user_code", "raise error")
+    assert got.__cause__ is None
+    assert shown(got).rstrip().endswith("KeyError: 'x'")
 
 
-def test_the_user_s_own_chain_is_in_the_remote_traceback() -> None:
+def test_the_user_s_own_chain_crosses_with_its_frames() -> None:
     def chained() -> None:
         try:
             raise KeyError("inner")
@@ -196,7 +210,158 @@ def test_the_user_s_own_chain_is_in_the_remote_traceback() -> None:
     with pytest.raises(ValueError, match="outer") as caught:
         chained()
     got = failure.restore(failure.capture(caught.value, "f"))
-    assert "KeyError: 'inner'" in str(got.__cause__)
+    assert type(got.__cause__) is KeyError
+    assert frames(got.__cause__) == [("chained", 'raise KeyError("inner")')]
+    assert "direct cause of the following" in shown(got)
+
+
+def test_a_context_crosses_and_stays_hidden_where_the_user_hid_it() -> None:
+    def in_handler(hide: bool) -> None:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            if hide:
+                raise ValueError("second") from None
+            raise ValueError("second")  # noqa: B904  # the context is what is tested
+
+    for hide in (True, False):
+        with pytest.raises(ValueError, match="second") as caught:
+            in_handler(hide)
+        got = failure.restore(failure.capture(caught.value, "f"))
+        assert type(got.__context__) is KeyError
+        assert frames(got.__context__) == [("in_handler", 'raise KeyError("first")')]
+        assert ("KeyError: 'first'" in shown(got)) is not hide
+
+
+def test_the_members_of_a_group_keep_their_frames_causes_and_notes() -> None:
+    def member() -> None:
+        error = SealedError()
+        error.add_note("a note of the member")
+        raise error from OSError("why")
+
+    with pytest.raises(SealedError) as sealed:
+        member()
+    got = crossed(ExceptionGroup("two", [raised_by(KeyError("a")), sealed.value]))
+    assert isinstance(got, ExceptionGroup)
+    assert isinstance(got, TaskError)
+    first, second = got.exceptions
+    assert type(first) is KeyError
+    assert frames(first)[-1] == ("user_code", "raise error")
+    assert type(second) is TaskError
+    assert str(second) == "SealedError: sealed"
+    assert frames(second)[-1] == ("member", 'raise error from OSError("why")')
+    assert isinstance(second.__cause__, OSError)
+    assert second.__notes__ == ["a note of the member"]
+    assert frames(got)[-1][0] == "user_code"
+
+
+def test_an_error_held_in_a_field_keeps_its_frames() -> None:
+    outer = ValueError("outer")
+    outer.inner = raised_by(KeyError("inner"))  # type: ignore[attr-defined]
+    inner = vars(crossed(outer))["inner"]
+    assert type(inner) is KeyError
+    assert frames(inner)[-1] == ("user_code", "raise error")
+
+
+def test_errors_that_hold_one_another_cross() -> None:
+    one, other = ValueError("one"), KeyError("other")
+    one.held, other.held = other, one  # type: ignore[attr-defined]
+    one.__context__, other.__context__ = other, one
+    got = crossed(one)
+    assert isinstance(got, ValueError)
+    assert isinstance(got.__context__, TaskError)
+    assert got.__context__.__context__ is got
+
+
+def test_a_chain_without_end_is_cut_and_says_so() -> None:
+    error = last = ValueError(0)
+    for number in range(1, 10_000):
+        last.__context__ = ValueError(number)
+        last = last.__context__
+    got: BaseException | None = crossed(error)
+    count = 0
+    while got is not None:
+        count, end, got = count + 1, got, got.__context__
+    assert count == 50
+    assert end.__notes__ == ["what led to it is left out, after 50 exceptions"]
+
+
+def test_an_error_that_cannot_even_be_shown_crosses() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+        def __reduce__(self) -> Any:
+            raise RuntimeError("no")
+
+    got = crossed(Mute(), "square")
+    assert str(got) == "square raised Mute: <exception Mute whose str() failed>"
+    assert frames(got)[-1] == ("user_code", "raise error")
+
+
+def test_notes_that_are_no_list_do_not_hide_the_error() -> None:
+    error = ValueError("x")
+    error.__notes__ = 3  # type: ignore[assignment]
+    got = failure.restore(failure.capture(error, "f", "in task f"))
+    assert isinstance(got, ValueError)
+    assert got.args == ("x",)
+
+
+def test_which_task_it_was_is_a_note_after_the_user_s_own() -> None:
+    error = ValueError("x")
+    error.add_note("in layer 3")
+    inner = failure.restore(failure.capture(error, "inner", "in task inner"))
+    outer = failure.restore(failure.capture(inner, "outer", "in task outer"))
+    assert outer.__notes__ == ["in layer 3", "in task inner", "in task outer"]
+    assert error.__notes__ == ["in layer 3"]
+
+
+def test_the_error_is_shown_under_the_user_s_name_for_it() -> None:
+    got = crossed(KeyError("x"))
+    assert repr(got) == "KeyError('x')"
+    assert traceback.format_exception_only(got) == ["KeyError: 'x'\n"]
+    own = crossed(OwnError(3, hint="try again"))
+    assert traceback.format_exception_only(own) == [f"{__name__}.OwnError: code 3: try again\n"]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))],
+    ids=["copied", "deeply", "pickled"],
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("key"),
+        ShownError(1, 9),
+        OwnError(3, hint="try again"),
+        FileNotFoundError(errno.ENOENT, "No such file", "name.txt"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        ExceptionGroup("two", [KeyError("a"), ValueError("b")]),
+        SealedError(),
+        RankFailed([3], FunctionCrashed("signal 9", ["the end"])),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_restored_can_be_copied_and_pickled(
+    error: BaseException, again: Callable[[BaseException], BaseException]
+) -> None:
+    got = crossed(error)
+    other = again(got)
+    assert type(other) is type(got)
+    assert str(other) == str(got)
+    assert repr(other) == repr(got)
+    assert vars(other).keys() == vars(got).keys()
+
+
+def test_local_variables_do_not_travel() -> None:
+    def careless() -> None:
+        password = "".join(reversed("drowssap ym"))
+        raise ValueError(len(password))
+
+    with pytest.raises(ValueError, match="11") as caught:
+        careless()
+    assert b"my password" not in failure.encode(failure.capture(caught.value, "f"))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +408,15 @@ def test_a_failed_rank_without_a_cause_shows_where_it_was_raised() -> None:
     assert isinstance(got, RankFailed)
     assert (got.ranks, got.cause) == ([1], None)
     assert str(got) == "rank 1 failed"
-    assert isinstance(got.__cause__, failure.RemoteTraceback)
+    assert frames(got)[-1] == ("user_code", "raise error")
+
+
+def test_the_cause_of_a_failed_rank_keeps_its_frames() -> None:
+    got = crossed(RankFailed([1], crossed(KeyError("x"))))
+    assert isinstance(got, RankFailed)
+    assert isinstance(got.cause, KeyError)
+    assert got.cause is got.__cause__
+    assert frames(got.cause)[-1] == ("user_code", "raise error")
 
 
 def test_an_error_crosses_twice_as_well_as_once() -> None:
@@ -251,6 +424,7 @@ def test_an_error_crosses_twice_as_well_as_once() -> None:
     assert isinstance(got, KeyError)
     assert isinstance(got, TaskError)
     assert got.args == ("deep",)
+    assert [name for name, _ in frames(got)].count("user_code") == 2
 
 
 def test_what_is_restored_can_be_raised_and_caught_as_the_user_s_type() -> None:

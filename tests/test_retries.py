@@ -83,7 +83,7 @@ def test_a_crash_beyond_the_retries_is_an_error_that_says_how_often(tmp_path: Pa
     with pytest.raises(FunctionCrashed, match="status 3") as raised:
         fsd.get(attempts.options(max_retries=1).remote(str(notes), 9, "exit"))
     assert numbers(notes) == [1, 2]
-    assert raised.value.__notes__ == ["this was attempt 2 of attempts"]
+    assert "attempt 2" in raised.value.__notes__[0]
     with pytest.raises(exceptions.WorkerCrashedError):
         fsd.get(attempts.options(max_retries=0).remote(str(notes), 9, "exit"))
 

@@ -173,7 +173,7 @@ def test_an_exception_keeps_its_type_and_shows_the_remote_lines() -> None:
         fsd.get(fail.remote(KeyError("lost")))
     assert isinstance(raised.value, TaskError)
     assert raised.value.args == ("lost",)
-    assert "raise error" in str(raised.value.__cause__)
+    assert str(raised.traceback[-1].statement).strip() == "raise error"
     with pytest.raises(FileNotFoundError) as missing:
         fsd.get(fail.remote(FileNotFoundError(2, "gone", "there")))
     assert (missing.value.errno, missing.value.filename) == (2, "there")
@@ -331,6 +331,12 @@ def test_a_remote_function_keeps_its_name_docstring_and_wrapped_self() -> None:
     assert add.__wrapped__(1, 1) == 2
     assert "add" in repr(add)
     assert add.options(name="plus").__name__ == "add"
+
+
+def test_a_ref_says_its_tasks_name_and_state() -> None:
+    ref = add.options(name="plus").remote(1)
+    fsd.wait([ref])
+    assert repr(ref) == "ObjectRef(plus, finished)"
 
 
 def test_a_second_init_is_an_error_and_shutdown_is_not() -> None:
