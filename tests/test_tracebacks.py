@@ -251,6 +251,38 @@ def test_in_a_terminal_the_users_line_is_followed_by_the_remote_ones(tmp_path: P
     )
 
 
+def test_a_class_of_the_script_itself_is_caught_with_its_fields_three_tasks_up(
+    tmp_path: Path,
+) -> None:
+    said = script(
+        tmp_path,
+        """
+        class Mine(Exception):
+            def __init__(self, code, *, hint):
+                super().__init__(code)
+                self.code, self.hint = code, hint
+
+            def __reduce__(self):
+                return make, (self.code, self.hint)
+
+        def make(code, hint):
+            return Mine(code, hint=hint)
+
+        @fsd.remote
+        def down(levels):
+            if levels:
+                fsd.get(down.remote(levels - 1))
+            raise Mine(4, hint="h")
+
+        try:
+            fsd.get(down.remote(2))
+        except Mine as error:
+            raise SystemExit(f"{error!r} {error.code} {error.hint} {len(error.__notes__)}")
+        """,
+    )
+    assert said == "Mine(4) 4 h 3\n"
+
+
 def test_in_a_terminal_a_rank_says_which_it_is_and_why_the_others_failed(tmp_path: Path) -> None:
     said = script(
         tmp_path,
