@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fsdray import errors
 from fsdray._version import __version__
 from fsdray.api import get, init, is_initialized, put, receipt, shutdown, wait
+from fsdray.executor import Executor
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
 from fsdray.submission import per_rank
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fsdray import inference as inference
 
 __all__ = [
+    "Executor",
     "ObjectRef",
     "RemoteFunction",
     "__version__",
