@@ -80,19 +80,7 @@ class Executor(futures.Executor):
         RuntimeError
             after `shutdown`.
         """
-        here = session.current()
-        work = _Work(here, self._pickled(fn), args, kwargs, _Future(here))
-        with self._changed:
-            if self._is_shut:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._waiting.append(work)
-            if self._manager is None:
-                # Not a daemon: as with the standard's pools, a program that comes to its end
-                # waits for the calls that it has started.
-                self._manager = threading.Thread(target=self._manage, name="fsdray-executor")
-                self._manager.start()
-            self._changed.notify_all()
-        return work.future
+        return self._submit(session.current(), fn, args, kwargs)
 
     def map(
         self,
@@ -113,7 +101,9 @@ class Executor(futures.Executor):
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         run = Pickled(partial(_run_chunk, fn), _name(fn))
-        chunks = super().map(run, _chunks(zip(*iterables), chunksize), timeout=timeout)
+        chunks = super().map(
+            run, _chunks(zip(*iterables, strict=False), chunksize), timeout=timeout
+        )
         return _flattened(chunks)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -155,6 +145,23 @@ class Executor(futures.Executor):
         return False
 
     # Inside
+
+    def _submit(
+        self, here: Session, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> futures.Future[T]:
+        """`submit` to a given session: what goes on by itself must never start a new one."""
+        work = _Work(here, self._pickled(fn), args, kwargs, _Future(here))
+        with self._changed:
+            if self._is_shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._waiting.append(work)
+            if self._manager is None:
+                # Not a daemon: as with the standard's pools, a program that comes to its end
+                # waits for the calls that it has started.
+                self._manager = threading.Thread(target=self._manage, name="fsdray-executor")
+                self._manager.start()
+            self._changed.notify_all()
+        return work.future
 
     def _pickled(self, fn: Callable[..., Any]) -> Pickled:
         """`fn` to be sent; a plain function that is submitted again and again is pickled once."""
@@ -230,13 +237,14 @@ class Pickled:
     @cached_property
     def data(self) -> bytes:
         try:
-            return cloudpickle.dumps(self.function, protocol=5)
+            data: bytes = cloudpickle.dumps(self.function, protocol=5)
         except Exception as error:
             # Pickling runs the __reduce__ of whatever the function holds.
             raise SettingsError(
                 f"{self.name} cannot be pickled, so it cannot run elsewhere: {error}. "
                 "Look at what it refers to from outside"
             ) from error
+        return data
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -67,7 +67,7 @@ def test_arguments_may_have_any_name_and_refs_are_given_as_values() -> None:
         return sorted(kwargs)
 
     with fsd.Executor() as executor:
-        given = {name: 0 for name in ("fn", "function", "self", "name")}
+        given = dict.fromkeys(("fn", "function", "self", "name"), 0)
         assert executor.submit(names, **given).result() == sorted(given)
         assert executor.submit(add, fsd.put(3), right=fsd.put(4)).result() == 7
 
@@ -161,15 +161,21 @@ def test_abandon_ends_every_wait_at_once() -> None:
 
 def test_a_ctrl_c_in_the_block_cancels_what_waits() -> None:
     key = gate()
-    waiting: list[futures.Future[Any]] = []
-    with pytest.raises(KeyboardInterrupt), fsd.Executor(max_workers=1) as executor:
-        running = executor.submit(wait_for, key)
-        begun(key)
-        waiting += [executor.submit(add, 1)]
-        opened(key)
-        raise KeyboardInterrupt
-    assert running.result() == "open"
-    assert waiting[0].done()
+
+    def interrupted() -> None:
+        with fsd.Executor(max_workers=1) as executor:
+            futures_of.append(executor.submit(wait_for, key))
+            begun(key)
+            futures_of.append(executor.submit(add, 1))
+            # Only its cancellation lets the first one end.
+            futures_of[1].add_done_callback(lambda _: opened(key))
+            raise KeyboardInterrupt
+
+    futures_of: list[futures.Future[Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert futures_of[0].result() == "open"
+    assert futures_of[1].cancelled()
 
 
 @pytest.mark.parametrize(
@@ -293,9 +299,10 @@ def test_a_program_that_ends_waits_for_its_calls(tmp_path: Any) -> None:
     script.write_text(
         "import fsdray as fsd\n"
         "def double(n): return 2 * n\n"
+        "def told(future): print(future.result(), flush=True)\n"
         "executor = fsd.Executor(max_workers=1)\n"
         "for n in range(3):\n"
-        "    executor.submit(double, n).add_done_callback(lambda f: print(f.result(), flush=True))\n"
+        "    executor.submit(double, n).add_done_callback(told)\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True
