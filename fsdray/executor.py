@@ -33,7 +33,7 @@ class Executor(futures.Executor):
 
     Each call is a task: refs among its arguments are replaced by their values, and a failure is
     an instance of the user's own type and of `TaskError`. A call whose process dies fails alone;
-    there is no broken pool.
+    there is no broken pool. A ``with`` block that a Ctrl-C ends waits for nothing.
 
     Parameters
     ----------
@@ -46,6 +46,9 @@ class Executor(futures.Executor):
     SettingsError
         (a `ValueError`) for an option that cannot be had.
     """
+
+    # As with the standard's executors, a program that comes to its end waits for its calls.
+    _is_left_at_exit = False
 
     def __init__(
         self,
@@ -139,9 +142,11 @@ class Executor(futures.Executor):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> Literal[False]:
-        # After a Ctrl-C nobody wants to wait for what has not even started.
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.shutdown(wait=True, cancel_futures=interrupted)
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # It reaches the processes of a standard pool too: nobody waits for them.
+            self.abandon()
+        else:
+            self.shutdown(wait=True)
         return False
 
     # Inside
@@ -156,9 +161,9 @@ class Executor(futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self._waiting.append(work)
             if self._manager is None:
-                # Not a daemon: as with the standard's pools, a program that comes to its end
-                # waits for the calls that it has started.
-                self._manager = threading.Thread(target=self._manage, name="fsdray-executor")
+                self._manager = threading.Thread(
+                    target=self._manage, name="fsdray-executor", daemon=self._is_left_at_exit
+                )
                 self._manager.start()
             self._changed.notify_all()
         return work.future

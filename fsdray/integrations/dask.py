@@ -16,7 +16,7 @@ from fsdray.refs import ObjectRef
 from fsdray.remote import remote
 
 if TYPE_CHECKING:
-    from dask.task_spec import GraphNode
+    from dask._task_spec import GraphNode
 
 # Workers that are forked with these loaded need not import them one by one.
 _PRELOAD = ("dask.array", "dask.bag", "dask.delayed")
@@ -75,9 +75,8 @@ def _submit(
 
     All other refs end here: a result goes when the last task that needs it has ended.
     """
-    from dask._task_spec import convert_legacy_graph, cull
+    from dask._task_spec import Alias, DataNode, convert_legacy_graph, cull
     from dask.order import order
-    from dask.task_spec import Alias, DataNode
     from dask.utils import key_split
 
     graph: Mapping[Any, GraphNode] = cull(

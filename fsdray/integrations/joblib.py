@@ -34,14 +34,18 @@ def register() -> None:
     Raises
     ------
     SettingsError
-        where joblib is not installed.
+        where joblib is not installed, or older than 1.5.
     """
     try:
         import joblib
     except ImportError as error:
         raise SettingsError(
-            "fsdray.integrations.joblib needs joblib: pip install joblib"
+            "fsdray.integrations.joblib needs joblib: pip install 'joblib>=1.5'"
         ) from error
+    if not hasattr(joblib.parallel.ParallelBackendBase, "submit"):
+        raise SettingsError(
+            f"joblib {joblib.__version__} is too old for fsdray: pip install 'joblib>=1.5'"
+        )
     joblib.register_parallel_backend("fsdray", _backend())
 
 

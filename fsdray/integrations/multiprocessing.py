@@ -70,7 +70,7 @@ class Pool:
             )
         self._session = here
         self._processes = processes
-        self._executor = Executor(processes, memory=memory, timeout=timeout, name=name)
+        self._executor = _Workers(processes, memory=memory, timeout=timeout, name=name)
         self._id = secrets.token_hex(8)
         self._initializer = initializer
         self._initargs = tuple(initargs)
@@ -254,6 +254,11 @@ class Pool:
     def _feed_ended(self, feed: _Feed) -> None:
         with self._lock:
             self._feeds.discard(feed)
+
+
+class _Workers(Executor):
+    # As with the standard's pool, what nobody has waited for does not keep a program from ending.
+    _is_left_at_exit = True
 
 
 class AsyncResult:

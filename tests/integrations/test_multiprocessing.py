@@ -293,6 +293,20 @@ def test_leaving_the_block_terminates() -> None:
     opened(key)
 
 
+def test_a_program_ends_though_its_pool_has_work_left(tmp_path: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import itertools\n"
+        "from fsdray.integrations.multiprocessing import Pool\n"
+        "pool = Pool(2)\n"
+        "print(next(pool.imap_unordered(abs, itertools.count(5))) >= 5)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
