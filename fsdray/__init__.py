@@ -12,6 +12,7 @@ from fsdray import errors, exceptions
 from fsdray._version import __version__
 from fsdray.api import as_completed, cancel, get, init, is_initialized, put, receipt, shutdown, wait
 from fsdray.context import get_runtime_context
+from fsdray.executor import Executor
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
 from fsdray.submission import per_rank
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fsdray import inference as inference
 
 __all__ = [
+    "Executor",
     "ObjectRef",
     "RemoteFunction",
     "__version__",

@@ -12,6 +12,7 @@ import fsdray
 from fsdray import collective, errors, testing
 
 NAMES = [
+    "Executor",
     "ObjectRef",
     "RemoteFunction",
     "__version__",

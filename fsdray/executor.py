@@ -1,0 +1,349 @@
+"""`Executor`: tasks behind the interface of `concurrent.futures`.
+
+At most `max_workers` calls are handed to the platform; the rest wait here, where they can still be
+cancelled. What a call is, and how it is sent, is in `fsdray.session`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
+from types import FunctionType, TracebackType
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import cloudpickle
+
+from fsdray import session
+from fsdray.errors import SettingsError, TaskCancelled
+from fsdray.remote import TaskOptions
+from fsdray.session import Session
+from fsdray.submission import Submission
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Executor(futures.Executor):
+    """A `concurrent.futures.Executor` whose calls run on the session's platform.
+
+    Each call is a task: refs among its arguments are replaced by their values, and a failure is
+    an instance of the user's own type and of `TaskError`. A call whose process dies fails alone;
+    there is no broken pool. A ``with`` block that a Ctrl-C ends waits for nothing.
+
+    Parameters
+    ----------
+    max_workers : calls that may be under way at one time; by default what the session lets run.
+    memory : MB that a call may use. timeout : seconds that it may take.
+    name : what the calls are called in logs and errors; by default the function's own name.
+
+    Raises
+    ------
+    SettingsError
+        (a `ValueError`) for an option that cannot be had.
+    """
+
+    # As with the standard's executors, a program that comes to its end waits for its calls.
+    _is_left_at_exit = False
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        memory: int | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        if max_workers is not None and (
+            not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1
+        ):
+            raise SettingsError(f"max_workers={max_workers!r}: give a whole number from 1")
+        self._options = TaskOptions(memory=memory, timeout=timeout, name=name)
+        self._max_workers = max_workers
+        self._changed = threading.Condition()
+        self._waiting: deque[_Work] = deque()
+        self._running: set[_Work] = set()
+        self._ended: list[tuple[_Work, futures.Future[Any]]] = []
+        self._manager: threading.Thread | None = None
+        self._is_shut = False
+        self._last: Pickled | None = None
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
+        """Start a call of `fn`, or have it wait for its turn.
+
+        As with the standard's process pool, what cannot be pickled is the future's exception.
+        What a function refers to is taken when it is first sent, as with `fsdray.remote`.
+
+        Raises
+        ------
+        RuntimeError
+            after `shutdown`.
+        """
+        return self._submit(session.current(), fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[T]:
+        """The values of ``fn`` over the zipped `iterables`, in their order.
+
+        All of the input is read at once; a chunk of `chunksize` items is one call.
+
+        Raises
+        ------
+        TimeoutError
+            from the iterator, `timeout` seconds after this call.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        run = Pickled(partial(_run_chunk, fn), _name(fn))
+        chunks = super().map(
+            run, _chunks(zip(*iterables, strict=False), chunksize), timeout=timeout
+        )
+        return _flattened(chunks)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; wait for those that there are, or cancel those that wait."""
+        with self._changed:
+            self._is_shut = True
+            unwanted = list(self._waiting) if cancel_futures else []
+            if cancel_futures:
+                self._waiting.clear()
+            manager = self._manager
+            self._changed.notify_all()
+        for work in unwanted:
+            work.cancel()
+        if wait and manager is not None and manager is not threading.current_thread():
+            with waiting():
+                manager.join()
+
+    def abandon(self) -> None:
+        """Shut down and wait for nothing: all futures that are not done fail or are cancelled.
+
+        Calls that run already go on until they end by themselves; nobody hears of them.
+        """
+        self.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            running, self._running = self._running, set()
+            self._changed.notify_all()
+        for work in running:
+            work.future.set_exception(TaskCancelled("the executor was abandoned"))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # It reaches the processes of a standard pool too: nobody waits for them.
+            self.abandon()
+        else:
+            self.shutdown(wait=True)
+        return False
+
+    # Inside
+
+    def _submit(
+        self, here: Session, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> futures.Future[T]:
+        """`submit` to a given session: what goes on by itself must never start a new one."""
+        work = _Work(here, self._pickled(fn), args, kwargs, _Future(here))
+        with self._changed:
+            if self._is_shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._waiting.append(work)
+            if self._manager is None:
+                self._manager = threading.Thread(
+                    target=self._manage, name="fsdray-executor", daemon=self._is_left_at_exit
+                )
+                self._manager.start()
+            self._changed.notify_all()
+        return work.future
+
+    def _pickled(self, fn: Callable[..., Any]) -> Pickled:
+        """`fn` to be sent; a plain function that is submitted again and again is pickled once."""
+        if isinstance(fn, Pickled):
+            return fn
+        last = self._last
+        if last is not None and last.function is fn:
+            return last
+        made = Pickled(fn, _name(fn))
+        if isinstance(fn, FunctionType):
+            self._last = made
+        return made
+
+    def _manage(self) -> None:
+        """Hand calls to the platform and outcomes to their futures, while there are any.
+
+        Futures are completed here and not on the event loop: their callbacks are user code.
+        """
+        while (turn := self._next()) is not None:
+            started, ended = turn
+            for work, outcome in ended:
+                work.settle(outcome)
+            for work in started:
+                self._start(work)
+
+    def _next(self) -> tuple[list[_Work], list[tuple[_Work, futures.Future[Any]]]] | None:
+        """What can start and what has ended, once there is anything; None when all is done."""
+        with self._changed:
+            while True:
+                ended = [(work, outcome) for work, outcome in self._ended if work in self._running]
+                self._ended.clear()
+                self._running.difference_update(work for work, _ in ended)
+                started = []
+                while self._waiting and len(self._running) < self._most(self._waiting[0].session):
+                    work = self._waiting.popleft()
+                    # From here on it cannot be cancelled, and is completed by who takes it out.
+                    if work.future.set_running_or_notify_cancel():
+                        self._running.add(work)
+                        started.append(work)
+                if started or ended:
+                    return started, ended
+                if not self._waiting and not self._running:
+                    self._manager = None
+                    return None
+                self._changed.wait()
+
+    def _most(self, here: Session) -> int:
+        concurrency = here.backend.functions.limits.concurrency
+        return concurrency if self._max_workers is None else self._max_workers
+
+    def _start(self, work: _Work) -> None:
+        def ended(outcome: futures.Future[Any]) -> None:
+            with self._changed:
+                self._ended.append((work, outcome))
+                self._changed.notify_all()
+
+        try:
+            outcome = work.submit(self._options)
+        except BaseException as error:
+            # Unpicklable arguments, refused options, a closed session: all are the call's.
+            outcome = futures.Future()
+            outcome.set_exception(error)
+        outcome.add_done_callback(ended)
+
+
+class Pickled:
+    """A callable that is pickled once, however often it is submitted to an `Executor`."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
+        self.name = name
+
+    @cached_property
+    def data(self) -> bytes:
+        try:
+            data: bytes = cloudpickle.dumps(self.function, protocol=5)
+        except Exception as error:
+            # Pickling runs the __reduce__ of whatever the function holds.
+            raise SettingsError(
+                f"{self.name} cannot be pickled, so it cannot run elsewhere: {error}. "
+                "Look at what it refers to from outside"
+            ) from error
+        return data
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def waiting() -> AbstractContextManager[None]:
+    """Around a wait for other calls: inside a task, it gives this call's concurrency to them."""
+    if not session.is_open() or session.current().is_driver:
+        return nullcontext()
+    return session.current().backend.functions.yielded()
+
+
+class _Future(futures.Future[T]):
+    """A future whose waits, inside a task, let the calls that they wait for run."""
+
+    def __init__(self, here: Session) -> None:
+        super().__init__()
+        self._is_driver = here.is_driver
+
+    def result(self, timeout: float | None = None) -> T:
+        if self._is_driver or self.done():
+            return super().result(timeout)
+        with waiting():
+            return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        if self._is_driver or self.done():
+            return super().exception(timeout)
+        with waiting():
+            return super().exception(timeout)
+
+
+class _Work:
+    """One call: what is to run, in which session, and the future that the user holds."""
+
+    def __init__(
+        self,
+        here: Session,
+        function: Pickled,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        future: _Future[Any],
+    ) -> None:
+        self.session = here
+        self.future = future
+        self._call: tuple[Pickled, tuple[Any, ...], dict[str, Any]] | None = function, args, kwargs
+
+    def submit(self, options: TaskOptions) -> futures.Future[Any]:
+        """Hand the call to its session; a future of its value."""
+        assert self._call is not None
+        (function, args, kwargs), self._call = self._call, None  # arguments are not kept
+        settings = self.session.settings
+        [ref] = self.session.submit(
+            Submission(
+                name=options.name or function.name,
+                function=function.data,
+                args=args,
+                kwargs=kwargs,
+                num_returns=1,
+                memory=options.memory or settings.memory,
+                timeout=options.timeout or settings.timeout,
+                world_size=None,
+                channel=settings.channel,
+            )
+        )
+        return ref.future()
+
+    def settle(self, outcome: futures.Future[Any]) -> None:
+        """Tell the user how the call ended."""
+        error = outcome.exception()
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(outcome.result())
+
+    def cancel(self) -> None:
+        if self.future.cancel():
+            # Tells those that wait for several futures, which `cancel` alone does not.
+            self.future.set_running_or_notify_cancel()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _run_chunk(function: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
+    return [function(*args) for args in chunk]
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
+    for chunk in chunks:
+        yield from chunk
