@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-import cloudpickle
-
-from fsdray import session
+from fsdray import session, wire
 from fsdray.errors import SettingsError
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.settings import check_channel
 from fsdray.submission import Submission
 
@@ -37,6 +36,10 @@ class TaskOptions:
     channel : how the gang talks: ``"queue"`` or ``"object"``.
     preload : modules that the function needs, or ``"module:function"`` to call; a platform that
         can loads them once for all calls.
+    runtime_env : a dict with any of ``env_vars`` (a dict of texts, set while the call runs),
+        ``working_dir`` (a directory whose files travel; the call runs in a copy of it) and
+        ``py_modules`` (paths and modules to travel though nothing imports them by name). Calls
+        that the call makes have the same, unless they say otherwise.
     """
 
     num_returns: int = 1
@@ -46,6 +49,7 @@ class TaskOptions:
     world_size: int | None = None
     channel: str | None = None
     preload: tuple[str, ...] = ()
+    runtime_env: RuntimeEnv | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not _is_int(self.num_returns) or self.num_returns < 0:
@@ -64,6 +68,7 @@ class TaskOptions:
             raise SettingsError("a gang returns one ref a rank: world_size excludes num_returns")
         if isinstance(self.preload, str) or not all(isinstance(x, str) for x in self.preload):
             raise SettingsError(f"preload={self.preload!r}: give a list of names")
+        object.__setattr__(self, "runtime_env", RuntimeEnv.of(self.runtime_env))
         if self.channel is not None:
             if self.world_size is None:
                 raise SettingsError("channel is for gangs: give world_size too")
@@ -100,7 +105,7 @@ class RemoteFunction(Generic[P, R]):
         self.__wrapped__ = function
         self._options = options
         self._signature = inspect.signature(function)
-        self._pickled: bytes | None = None
+        self._pickled: tuple[bytes, frozenset[str]] | None = None
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start a call.
@@ -122,10 +127,12 @@ class RemoteFunction(Generic[P, R]):
         self._signature.bind(*args, **kwargs)
         here = session.current()
         options, settings = self._options, here.settings
+        function, modules = self._pickle()
         refs = here.submit(
             Submission(
                 name=options.name or self.__name__,
-                function=self._pickle(),
+                function=function,
+                modules=modules,
                 args=args,
                 kwargs=kwargs,
                 num_returns=options.num_returns,
@@ -134,6 +141,7 @@ class RemoteFunction(Generic[P, R]):
                 world_size=options.world_size,
                 channel=options.channel or settings.channel,
                 preload=tuple(options.preload),
+                runtime_env=cast(RuntimeEnv | None, options.runtime_env),
             )
         )
         if options.world_size is not None or options.num_returns > 1:
@@ -167,11 +175,13 @@ class RemoteFunction(Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self.__wrapped__, self._options)
 
-    def _pickle(self) -> bytes:
-        """The function's bytes, made at its first call: what it refers to is taken then."""
+    def _pickle(self) -> tuple[bytes, frozenset[str]]:
+        """The function's bytes, made at its first call, and the modules that it refers to."""
         if self._pickled is None:
             try:
-                self._pickled = cloudpickle.dumps(self.__wrapped__, protocol=5)
+                with wire.collecting_modules() as modules:
+                    pickled = wire.encode_function(self.__wrapped__)
+                self._pickled = pickled, frozenset(modules)
             except Exception as error:
                 # Pickling runs the __reduce__ of whatever the closure holds.
                 raise SettingsError(

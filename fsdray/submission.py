@@ -11,6 +11,7 @@ from typing import Any
 
 from fsdray.errors import SettingsError
 from fsdray.refs import ObjectRef
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.values import Entry
 from fsdray.wire import Hole
 
@@ -37,6 +38,7 @@ class Submission:
 
     name: str
     function: bytes
+    modules: frozenset[str]  # that the function refers to
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     num_returns: int
@@ -45,6 +47,7 @@ class Submission:
     world_size: int | None
     channel: str
     preload: tuple[str, ...] = ()
+    runtime_env: RuntimeEnv | None = None
 
 
 def dig(
