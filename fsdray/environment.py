@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from fsdray.errors import FsdrayError, ServiceError
-from fsdray.modules import INSTALLED, is_installed_path
+from fsdray.modules import INSTALLED, RESERVED, is_installed_path
 from fsdray.services import Buffer
 from fsdray.wire import Environment
 
@@ -167,12 +167,19 @@ def explain(error: BaseException) -> None:
 
 
 def _top_level(path: str) -> set[str]:
-    """Names of the modules and packages right in a directory."""
-    return {
-        entry.name.removesuffix(".py")
-        for entry in os.scandir(path)
-        if entry.is_dir() or entry.name.endswith(".py")
-    }
+    """Names of what imports find right in a directory, and nowhere before."""
+    found = set()
+    for entry in os.scandir(path):
+        name = entry.name.removesuffix(".py")
+        if entry.is_dir():
+            # A directory of data hides no installed package of its name.
+            installed = getattr(sys.modules.get(name), "__file__", None)
+            is_module = installed is None or os.path.exists(f"{entry.path}/__init__.py")
+        else:
+            is_module = name != entry.name
+        if is_module and name not in RESERVED:
+            found.add(name)
+    return found
 
 
 def _take_out(tops: set[str]) -> dict[str, ModuleType]:

@@ -104,8 +104,12 @@ def root_of(name: str) -> Root | None:
     return Root(top, own) if own else None
 
 
-_never_own = {*sys.stdlib_module_names, *sys.builtin_module_names}
-_never_own |= {"__main__", "__mp_main__", "fsdray"}
+RESERVED = frozenset({*sys.stdlib_module_names, *sys.builtin_module_names}) | frozenset(
+    {"__main__", "__mp_main__", "fsdray"}
+)
+"""Top-level names that no module of the user's own can have."""
+
+_never_own = set(RESERVED)
 
 
 def places_of(top: str) -> tuple[Path, ...] | None:
@@ -459,8 +463,15 @@ def module_of(function: types.FunctionType) -> ModuleType | None:
     """The user's own module whose globals a function has."""
     name = function.__module__
     module = sys.modules.get(name) if isinstance(name, str) else None
-    is_its = module is not None and vars(module) is function.__globals__
-    return module if is_its and is_own(name) else None
+    if module is None or vars(module) is not function.__globals__:
+        return None
+    root, file = root_of(name), getattr(module, "__file__", None)
+    if root is None or file is None:
+        return None
+    # One that was made otherwise than by an import of its name cannot be imported elsewhere.
+    real = os.path.realpath(file)
+    is_found = any(os.path.realpath(path) == real for path, _ in sources(root, name)[-1:])
+    return module if is_found else None
 
 
 catalog = Catalog()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -15,6 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 from fsdray import session, wire
 from fsdray.errors import SettingsError
 from fsdray.runtime_env import RuntimeEnv
+from fsdray.session import Session
 from fsdray.settings import check_channel
 from fsdray.submission import Submission
 
@@ -105,7 +107,7 @@ class RemoteFunction(Generic[P, R]):
         self.__wrapped__ = function
         self._options = options
         self._signature = inspect.signature(function)
-        self._pickled: tuple[bytes, frozenset[str]] | None = None
+        self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str]] | None = None
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start a call.
@@ -127,7 +129,7 @@ class RemoteFunction(Generic[P, R]):
         self._signature.bind(*args, **kwargs)
         here = session.current()
         options, settings = self._options, here.settings
-        function, modules = self._pickle()
+        function, modules = self._pickle(here)
         refs = here.submit(
             Submission(
                 name=options.name or self.__name__,
@@ -175,20 +177,20 @@ class RemoteFunction(Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self.__wrapped__, self._options)
 
-    def _pickle(self) -> tuple[bytes, frozenset[str]]:
-        """The function's bytes, made at its first call, and the modules that it refers to."""
-        if self._pickled is None:
+    def _pickle(self, here: Session) -> tuple[bytes, frozenset[str]]:
+        """The function's bytes, made at a session's first call, and the modules it refers to."""
+        if self._pickled is None or self._pickled[0]() is not here:
             try:
                 with wire.collecting_modules() as modules:
                     pickled = wire.encode_function(self.__wrapped__)
-                self._pickled = pickled, frozenset(modules)
+                self._pickled = weakref.ref(here), pickled, frozenset(modules)
             except Exception as error:
                 # Pickling runs the __reduce__ of whatever the closure holds.
                 raise SettingsError(
                     f"{self.__name__} cannot be pickled, so it cannot run elsewhere: {error}. "
                     "Look at what it refers to from outside"
                 ) from error
-        return self._pickled
+        return self._pickled[1:]
 
 
 @overload

@@ -152,7 +152,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if _collected.modules is not None:
             if kind is types.ModuleType:
                 _collected.modules.add(obj.__name__)
-            elif isinstance(obj, type):
+            elif issubclass(kind, type) and isinstance(obj.__module__, str):
                 _collected.modules.add(obj.__module__)
         numpy = sys.modules.get("numpy")
         if (
@@ -165,7 +165,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
 
     def _reduce_function(self, function: types.FunctionType, reduced: Any) -> Any:
         needed = _collected.modules
-        if needed is not None and function.__module__ is not None:
+        if needed is not None and isinstance(function.__module__, str):
             needed.add(function.__module__)
         if reduced is NotImplemented:
             return reduced  # by its name

@@ -52,8 +52,8 @@ def encode_call(
 
 
 def _pickled(function: Callable[..., Any]) -> bytes:
-    module = sys.modules[function.__module__]
-    if not modules.is_own(module.__name__):
+    module = sys.modules.get(function.__module__)
+    if module is None or not modules.is_own(module.__name__):
         return cloudpickle.dumps(function, protocol=5)  # type: ignore[no-any-return]
     cloudpickle.register_pickle_by_value(module)
     try:
