@@ -16,9 +16,7 @@ from functools import cached_property, partial
 from types import FunctionType, TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import cloudpickle
-
-from fsdray import session
+from fsdray import session, wire
 from fsdray.errors import SettingsError, TaskCancelled
 from fsdray.remote import TaskOptions
 from fsdray.session import Session
@@ -240,16 +238,18 @@ class Pickled:
         self.name = name
 
     @cached_property
-    def data(self) -> bytes:
+    def made(self) -> tuple[bytes, frozenset[str]]:
+        """The bytes, and the modules that they refer to."""
         try:
-            data: bytes = cloudpickle.dumps(self.function, protocol=5)
+            with wire.collecting_modules() as modules:
+                data = wire.encode_function(self.function)
         except Exception as error:
             # Pickling runs the __reduce__ of whatever the function holds.
             raise SettingsError(
                 f"{self.name} cannot be pickled, so it cannot run elsewhere: {error}. "
                 "Look at what it refers to from outside"
             ) from error
-        return data
+        return data, frozenset(modules)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -302,10 +302,12 @@ class _Work:
         assert self._call is not None
         (function, args, kwargs), self._call = self._call, None  # arguments are not kept
         settings = self.session.settings
+        data, modules = function.made
         [ref] = self.session.submit(
             Submission(
                 name=options.name or function.name,
-                function=function.data,
+                function=data,
+                modules=modules,
                 args=args,
                 kwargs=kwargs,
                 num_returns=1,

@@ -9,16 +9,17 @@ import dataclasses
 import functools
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
-import cloudpickle
-
-from fsdray import session
+from fsdray import session, wire
 from fsdray.errors import SettingsError
 from fsdray.maps import Map, inputs_of
 from fsdray.retries import RetryPolicy
+from fsdray.runtime_env import RuntimeEnv
+from fsdray.session import Session
 from fsdray.settings import check_channel
 from fsdray.submission import Submission
 
@@ -60,6 +61,10 @@ class TaskOptions:
     max_retries, retry_exceptions : see `fsdray.retries.RetryPolicy`; not for gangs.
     preload : modules that the function needs, or ``"module:function"`` to call; a platform that
         can loads them once for all calls.
+    runtime_env : a dict with any of ``env_vars`` (a dict of texts, set while the call runs),
+        ``working_dir`` (a directory whose files travel; the call runs in a copy of it) and
+        ``py_modules`` (paths and modules to travel though nothing imports them by name). Calls
+        that the call makes have the same, unless they say otherwise.
     """
 
     num_returns: int = 1
@@ -71,6 +76,7 @@ class TaskOptions:
     preload: tuple[str, ...] = ()
     max_retries: int | None = None
     retry_exceptions: bool | tuple[type[BaseException], ...] | None = None
+    runtime_env: RuntimeEnv | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not _is_int(self.num_returns) or self.num_returns < 0:
@@ -97,6 +103,7 @@ class TaskOptions:
         _ = self.retry  # a bad value is refused now
         if isinstance(self.preload, str) or not all(isinstance(x, str) for x in self.preload):
             raise SettingsError(f"preload={self.preload!r}: give a list of names")
+        object.__setattr__(self, "runtime_env", RuntimeEnv.of(self.runtime_env))
         if self.channel is not None:
             if self.world_size is None:
                 raise SettingsError("channel is for gangs: give world_size too")
@@ -145,7 +152,7 @@ class RemoteFunction(Generic[P, R]):
         self.__wrapped__ = function
         self._options = options
         self._signature = inspect.signature(function)
-        self._pickled: bytes | None = None
+        self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str]] | None = None
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start a call.
@@ -167,10 +174,12 @@ class RemoteFunction(Generic[P, R]):
         self._signature.bind(*args, **kwargs)
         here = session.current()
         options, settings = self._options, here.settings
+        function, modules = self._pickle(here)
         refs = here.submit(
             Submission(
                 name=options.name or self.__name__,
-                function=self._pickle(),
+                function=function,
+                modules=modules,
                 args=args,
                 kwargs=kwargs,
                 num_returns=options.num_returns,
@@ -180,6 +189,7 @@ class RemoteFunction(Generic[P, R]):
                 channel=options.channel or settings.channel,
                 preload=tuple(options.preload),
                 retry=options.retry,
+                runtime_env=cast(RuntimeEnv | None, options.runtime_env),
             )
         )
         if options.world_size is not None or options.num_returns > 1:
@@ -288,18 +298,20 @@ class RemoteFunction(Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self.__wrapped__, self._options)
 
-    def _pickle(self) -> bytes:
-        """The function's bytes, made at its first call: what it refers to is taken then."""
-        if self._pickled is None:
+    def _pickle(self, here: Session) -> tuple[bytes, frozenset[str]]:
+        """The function's bytes, made at a session's first call, and the modules it refers to."""
+        if self._pickled is None or self._pickled[0]() is not here:
             try:
-                self._pickled = cloudpickle.dumps(self.__wrapped__, protocol=5)
+                with wire.collecting_modules() as modules:
+                    pickled = wire.encode_function(self.__wrapped__)
+                self._pickled = weakref.ref(here), pickled, frozenset(modules)
             except Exception as error:
                 # Pickling runs the __reduce__ of whatever the closure holds.
                 raise SettingsError(
                     f"{self.__name__} cannot be pickled, so it cannot run elsewhere: {error}. "
                     "Look at what it refers to from outside"
                 ) from error
-        return self._pickled
+        return self._pickled[1:]
 
 
 @overload

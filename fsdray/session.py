@@ -10,20 +10,23 @@ import asyncio
 import dataclasses
 import hashlib
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+import threading
+from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from fsdray import failure, gang, wire
+from fsdray import failure, gang, loop, modules, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
+from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
 from fsdray.values import Entry, Values
-from fsdray.wire import Call, Gang, Inline, Kept, Payload
+from fsdray.wire import Call, Environment, Gang, Inline, Kept, Payload
 
 
 class Session(Values):
@@ -32,6 +35,10 @@ class Session(Values):
     def __init__(self, backend: Backend, settings: Settings, is_driver: bool) -> None:
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
+        self.environment = Environment()  # inside a task, what its own call was given
+        self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
+        self._stored: set[str] = set()  # digests of bundles
+        self._ship_lock = threading.Lock()
 
     def check(self, memory: int, timeout: float, world_size: int | None) -> None:
         """Raise `SettingsError` for what no call can have, or a gang that never can be whole."""
@@ -51,11 +58,16 @@ class Session(Values):
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        if submission.preload:
-            self.backend.functions.prepare(submission.preload)
-        arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
+        with wire.collecting_modules() as needed:
+            arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
+            sent = self._send_given(task, given, size or 1)
+        self.need(submission.modules | needed)
+        environment = self.shipped(submission.runtime_env)
         function = self._send_function(submission.function)
-        sent = self._send_given(task, given, size or 1)
+        # The user's own modules are nowhere before a call brings them.
+        preload = [name for name in submission.preload if not modules.is_own(name)]
+        if preload:
+            self.backend.functions.prepare(preload)
         count = submission.num_returns if size is None else size
         entries = [
             Entry(self, f"{task}-{i}", f"{submission.name}[{i}]" if size else submission.name)
@@ -72,6 +84,7 @@ class Session(Values):
             memory=submission.memory,
             timeout=submission.timeout,
             settings=self.settings,
+            environment=environment,
         )
         if size is None:
             garbage = [arguments]
@@ -85,6 +98,47 @@ class Session(Values):
             work = self._run_gang(call, submission.channel, holes, sent, entries, garbage)
             self._go_for(entries, garbage, work)
         return [ObjectRef(entry) for entry in entries]
+
+    def need(self, names: Set[str]) -> None:
+        """From now on all calls have those of these modules that are the user's own."""
+        if not self.is_driver:
+            return  # what this task refers to came with it, and goes on with its calls
+        new = [name for name in names if name not in self._own and modules.is_own(name)]
+        if new:
+            with self._ship_lock:
+                own = self._own.union(new)
+                modules.catalog.bundles(own)  # one that cannot travel is this call's error alone
+                self._own = own
+
+    def shipped(self, runtime_env: RuntimeEnv | None) -> Environment:
+        """What calls find around them, stored for them: modules, directory, variables.
+
+        All modules that the session ever needed are there: a value may come from any call
+        before, and its class with it.
+        """
+        environment = self.environment
+        if self._own:
+            bundles = modules.catalog.bundles(self._own)
+            self._store(bundles.values())
+            digests = tuple(bundle.digest for bundle in bundles.values())
+            environment = Environment(digests)
+        if runtime_env is None:
+            return environment
+        given = runtime_env.shipped
+        working_dir, named = runtime_env.bundles()
+        self._store([*named, *([working_dir] if working_dir else [])])
+        digests = tuple(bundle.digest for bundle in named)
+        return Environment(
+            tuple(dict.fromkeys((*digests, *given.modules, *environment.modules))),
+            working_dir.digest if working_dir else given.working_dir or environment.working_dir,
+            tuple(dict((*environment.env_vars, *given.env_vars, *runtime_env.env_vars)).items()),
+        )
+
+    def _store(self, bundles: Iterable[Bundle]) -> None:
+        for bundle in bundles:
+            if bundle.digest not in self._stored:
+                loop.run(self.backend.objects.put(bundle.key, bundle.data, if_absent=True))
+                self._stored.add(bundle.digest)
 
     async def close(self) -> None:
         """End the session; what still runs is stopped where the platform can."""
@@ -318,12 +372,13 @@ def is_open() -> bool:
     return _current is not None
 
 
-def enter(backend: Backend, settings: Settings) -> Session:
+def enter(backend: Backend, call: Call) -> Session:
     """The session of a worker, for the call that it begins."""
     if _current is None or _current.backend is not backend:
-        set_current(Session(backend, settings, is_driver=False))
+        set_current(Session(backend, call.settings, is_driver=False))
     assert _current is not None
-    _current.settings = settings
+    _current.settings = call.settings
+    _current.environment = call.environment
     return _current
 
 

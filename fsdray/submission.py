@@ -12,6 +12,7 @@ from typing import Any
 from fsdray.errors import SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.values import Entry
 from fsdray.wire import Hole
 
@@ -38,6 +39,7 @@ class Submission:
 
     name: str
     function: bytes
+    modules: frozenset[str]  # that the function refers to
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     num_returns: int
@@ -47,6 +49,7 @@ class Submission:
     channel: str
     preload: tuple[str, ...] = ()
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    runtime_env: RuntimeEnv | None = None
 
 
 def dig(

@@ -10,7 +10,7 @@ import itertools
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_futures
 from contextlib import AbstractContextManager, nullcontext
@@ -75,9 +75,14 @@ class Values:
         if isinstance(value, ObjectRef):
             raise TypeError("put takes a value, not an ObjectRef: it is stored already")
         entry = Entry(self, self.new_id(), "put")
-        parts = wire.encode(value)
+        with wire.collecting_modules() as modules:
+            parts = wire.encode(value)
+        self.need(modules)
         entry.payload.set_result(self.keep(value_key(entry.id), parts))
         return ObjectRef(entry)
+
+    def need(self, modules: Set[str]) -> None:
+        """Values refer to these modules: calls that are given them must have those."""
 
     def get(
         self, refs: Sequence[ObjectRef[Any]], timeout: float | None

@@ -13,6 +13,7 @@ import platform
 import struct
 import sys
 import threading
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
 
+from fsdray import modules
 from fsdray._version import __version__
 from fsdray.errors import EnvironmentMismatch, SettingsError
 from fsdray.services import Buffer
@@ -40,6 +42,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 class _Collected(threading.local):
     refs: list[ObjectRef[Any]] | None = None
+    modules: set[str] | None = None
 
 
 _collected = _Collected()
@@ -59,6 +62,16 @@ def collect(ref: ObjectRef[Any]) -> None:
     """Note that a ref is being pickled; called by the ref itself."""
     if _collected.refs is not None:
         _collected.refs.append(ref)
+
+
+@contextmanager
+def collecting_modules() -> Iterator[set[str]]:
+    """Names of the modules that what is pickled in this block, on this thread, refers to."""
+    outer, _collected.modules = _collected.modules, set()
+    try:
+        yield _collected.modules
+    finally:
+        _collected.modules = outer
 
 
 def encode(value: Any) -> list[Buffer]:
@@ -112,18 +125,82 @@ def _is_plain(value: Any) -> bool:
     )
 
 
+def encode_function(function: Any) -> bytes:
+    """A function's bytes for `decode_function`; what pickling it raises, it raises."""
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5).dump(function)
+    return stream.getvalue()
+
+
+def decode_function(data: Buffer) -> Any:
+    """The function of what `encode_function` wrote."""
+    return pickle.loads(data)
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Whether the sender may write an array says nothing of who receives its own copy."""
+    """Cloudpickle with two rules of ours, and an eye on the modules that the other side needs.
+
+    Code of the user's own modules runs in those modules, which travel as source: a decorated
+    function is found there, and a closure is given the module's globals rather than copies.
+    Whether the sender may write an array says nothing of who receives its own copy.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is types.FunctionType:
+            return self._reduce_function(obj, super().reducer_override(obj))
+        if _collected.modules is not None:
+            if kind is types.ModuleType:
+                _collected.modules.add(obj.__name__)
+            elif issubclass(kind, type) and isinstance(obj.__module__, str):
+                _collected.modules.add(obj.__module__)
         numpy = sys.modules.get("numpy")
         if (
             numpy is not None
-            and type(obj) is numpy.ndarray
+            and kind is numpy.ndarray
             and not (obj.flags.writeable or obj.dtype.hasobject)
         ):
             return numpy.asarray(_Lent(obj)).__reduce_ex__(5)
         return super().reducer_override(obj)
+
+    def _reduce_function(self, function: types.FunctionType, reduced: Any) -> Any:
+        needed = _collected.modules
+        if needed is not None and isinstance(function.__module__, str):
+            needed.add(function.__module__)
+        if reduced is NotImplemented:
+            return reduced  # by its name
+        module = modules.module_of(function)
+        if module is None:
+            if needed is not None:
+                package = function.__globals__.get("__package__") or ""
+                needed |= modules.imports(function.__code__, package)
+            return reduced
+        way = modules.way_to(function)
+        if way is not None:
+            return modules.follow, way
+        make, (code, _, *given), (state, slots), *rest = reduced
+        # What no source can say was put there by a rewriter of code, as pytest's of asserts.
+        extra = {k: v for k, v in slots["__globals__"].items() if not k.isidentifier()}
+        slots = {**slots, "__globals__": {}, "_cloudpickle_submodules": []}
+        return make, (code, _Globals(module.__name__, extra), *given), (state, slots), *rest
+
+
+class _Globals:
+    """Stands in a pickle for the globals of a module."""
+
+    def __init__(self, module: str, extra: dict[str, Any]) -> None:
+        self._module = module
+        self._extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _globals_of, (self._module, self._extra)
+
+
+def _globals_of(module: str, extra: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = vars(modules.follow(module, "", 0))
+    for name, value in extra.items():
+        found.setdefault(name, value)
+    return found
 
 
 class _Lent:
@@ -207,6 +284,18 @@ class Gang:
 
 
 @dataclass(frozen=True)
+class Environment:
+    """What a call finds around it; the calls that it makes find the same.
+
+    `modules` and `working_dir` are digests of bundles (`fsdray.modules`).
+    """
+
+    modules: tuple[str, ...] = ()
+    working_dir: str | None = None
+    env_vars: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Call:
     """One attempt to run one function, as its payload says it."""
 
@@ -222,6 +311,7 @@ class Call:
     settings: Settings
     gang: Gang | None = None
     attempt: int = 1
+    environment: Environment = Environment()
 
     def whereabouts(self) -> str:
         """Which call this is, for who reads its error."""

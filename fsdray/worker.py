@@ -12,24 +12,35 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import cloudpickle
-
-from fsdray import collective, context, failure, gang, loop, session, values, wire
+from fsdray import (
+    collective,
+    context,
+    environment,
+    failure,
+    gang,
+    loop,
+    modules,
+    session,
+    values,
+    wire,
+)
 from fsdray.context import RuntimeContext
 from fsdray.costs.meter import Meter, set_outermost
 from fsdray.errors import FsdrayError, ObjectLost, RankFailed
 from fsdray.services import Backend, Buffer
 from fsdray.session import Session
-from fsdray.wire import Call, Hole, Inline, Kept, Payload, RankReply, Reply
+from fsdray.wire import Call, Environment, Hole, Inline, Kept, Payload, RankReply, Reply
 
 _FUNCTIONS = 64  # functions that a worker keeps decoded
 
 Respond = Callable[[bytes, bool], None]
 """Takes the reply, and whether this process must not be used again."""
 
-_functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+# The same bytes are another function with other modules.
+_functions: OrderedDict[tuple[bytes, Environment], Callable[..., Any]] = OrderedDict()
 
 
 def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> None:
@@ -47,7 +58,7 @@ def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> 
         refused = failure.encode(failure.capture(error, "a call"))
         once.respond(wire.dump(Reply({0: RankReply((Inline(refused, failed=True),))})), False)
         return
-    here = session.enter(backend, call.settings)
+    here = session.enter(backend, call)
     if call.gang is None:
         own = _execute(here, call, meter)
         once.respond(wire.dump(Reply({0: own})), False)
@@ -92,20 +103,23 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             world_size=None if call.gang is None else call.gang.size,
         )
     )
+    around = environment.current().entered(call.environment, partial(_bundle, here))
     try:
-        function = _function(here, call.function)
-        args, kwargs = _arguments(here, call)
-        value = function(*args, **kwargs)
-        results = _values(call, value, len(returns))
-        payloads = [
-            _send(here, call, key, wire.encode(each))
-            for key, each in zip(returns, results, strict=True)
-        ]
+        with around:
+            function = _function(here, call)
+            args, kwargs = _arguments(here, call)
+            value = function(*args, **kwargs)
+            results = _values(call, value, len(returns))
+            payloads = [
+                _send(here, call, key, wire.encode(each))
+                for key, each in zip(returns, results, strict=True)
+            ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
         # sees a process that ends.
         if isinstance(error, SystemExit):
             raise
+        environment.explain(error)
         note = f"{call.whereabouts()}, on pid {os.getpid()}"
         encoded = failure.encode(failure.capture(error, call.name, note))
         if rank is not None:
@@ -119,12 +133,18 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
     return RankReply(tuple(payloads), meter.counts())
 
 
-def _function(here: Session, payload: Payload) -> Callable[..., Any]:
-    data = bytes(_read(here, payload))
-    function = _functions.get(data)
+def _bundle(here: Session, digest: str) -> Buffer:
+    key = modules.bundle_key(digest)
+    return _read(here, Kept(key, 0))
+
+
+def _function(here: Session, call: Call) -> Callable[..., Any]:
+    data = bytes(_read(here, call.function))
+    key = data, call.environment
+    function = _functions.get(key)
     if function is None:
-        function = cloudpickle.loads(data)
-        _functions[data] = function
+        function = wire.decode_function(data)
+        _functions[key] = function
         if len(_functions) > _FUNCTIONS:
             _functions.popitem(last=False)
     return function

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import fsdray
 from fsdray.backends.local.link import Handler, Link
 from fsdray.backends.local.template import CONTROL_BYTES
 from fsdray.errors import PlatformError, ServiceError
@@ -164,17 +165,20 @@ class Template:
     def start(self) -> None:
         """Start the process; it gets ready by itself."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        paths = [path or os.getcwd() for path in sys.path]
+        # Functions import what is installed, not what happens to lie around the caller. Where
+        # fsdray itself is not installed, it is found first, and then only by itself.
+        place = os.path.dirname(os.path.dirname(os.path.abspath(fsdray.__file__)))
         code = (
-            f"import sys; sys.path[:] = {paths!r}; from fsdray.backends.local import template; "
+            f"import sys; sys.path.insert(0, {place!r}); "
+            "from fsdray.backends.local import template; "
             f"template.serve({theirs.fileno()}, {self._config!r})"
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", code],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=2,  # the driver's stdout is the user's own
-            env=os.environ | _ONE_THREAD,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | _ONE_THREAD,
             start_new_session=True,
         )
         theirs.close()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fsdray import loop, worker
+from fsdray import environment, loop, worker
 from fsdray.backends.local.backend import LocalBackend
 from fsdray.backends.local.functions import LocalFunctions, Outcome
 from fsdray.backends.local.link import Link
@@ -50,8 +50,10 @@ def main(link_socket: socket.socket, log_fd: int, config: str) -> None:
         # Main may be deep in user code, which nobody waits for any more.
         os._exit(0)
 
+    told = json.loads(config)
+    environment.place(Path(told["directory"]) / "modules")
     link = loop.run(Link.over(link_socket, {"run": run}, lost))
-    backend = _backend(link, json.loads(config))
+    backend = _backend(link, told)
     while (call := calls.get()) is not None:
         payload, timeout, reply = call
 

@@ -19,6 +19,8 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+from fsdray.environment import only_installed
+
 _LULL = 0.1  # seconds without a request, after which nobody is waiting
 CONTROL_BYTES = 64 * 1024  # one control message
 
@@ -34,6 +36,7 @@ def serve(control_fd: int, config: str) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write.fileno())
 
+    only_installed()
     _prepare(["fsdray.backends.local.process"])
     later = ["numpy"]  # once nobody waits: the first call should not wait for it
     workers: set[int] = set()

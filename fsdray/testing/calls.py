@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import cloudpickle
 
-from fsdray import failure, loop, session, wire
+from fsdray import failure, loop, modules, session, wire
 from fsdray.services import (
     MIB,
     Buffer,
@@ -31,12 +31,15 @@ TIMEOUT = 60.0  # seconds
 def encode_call(
     function: Callable[..., Any], *args: Any, settings: Settings | None = None
 ) -> bytes:
-    """The payload of a call ``function(*args)``, all of it inline."""
+    """The payload of a call ``function(*args)``, all of it inline.
+
+    A function of the tests themselves travels by value: there is no session to ship its module.
+    """
     return wire.dump(
         wire.Call(
             task=f"check-{secrets.token_hex(4)}",
             name=getattr(function, "__name__", "check"),
-            function=wire.Inline(cloudpickle.dumps(function, protocol=5)),
+            function=wire.Inline(_pickled(function)),
             arguments=wire.Inline(b"".join(wire.encode((args, {})))),
             holes={},
             returns=(f"check-{secrets.token_hex(8)}",),
@@ -46,6 +49,17 @@ def encode_call(
             settings=settings or Settings(),
         )
     )
+
+
+def _pickled(function: Callable[..., Any]) -> bytes:
+    module = sys.modules.get(function.__module__)
+    if module is None or not modules.is_own(module.__name__):
+        return cloudpickle.dumps(function, protocol=5)  # type: ignore[no-any-return]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(function, protocol=5)  # type: ignore[no-any-return]
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 def decode_reply(reply: Buffer) -> Any:
