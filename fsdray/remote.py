@@ -39,7 +39,6 @@ _REFUSED = {
     "label_selector": "there are no nodes to choose from",
     "max_calls": "the platform decides when an environment is replaced",
     "max_cost": "there are no estimates yet that it could be held against",
-    "runtime_env": "calls run in the environment of the session's functions",
     "concurrency_groups": "a function runs one call at a time",
     "enable_task_events": "every call is counted",
 }

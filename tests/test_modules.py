@@ -404,7 +404,7 @@ class TestTasks:
         with pytest.raises(ModuleNotFoundError) as raised:
             fsd.get(missing.remote())
         assert isinstance(raised.value, TaskError)
-        [note] = raised.value.__notes__
+        note, *_ = raised.value.__notes__
         assert "'no_such_module_anywhere'" in note
         assert "py_modules" in note
 
@@ -415,7 +415,7 @@ class TestTasks:
 
         with pytest.raises(ImportError) as raised:
             fsd.get(missing.remote())
-        [note] = raised.value.__notes__
+        note, *_ = raised.value.__notes__
         assert "conftest.py" in note
 
     def test_a_worker_imports_from_none_of_the_callers_directories(self) -> None:
