@@ -179,8 +179,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if way is not None:
             return modules.follow, way
         make, (code, _, *given), (state, slots), *rest = reduced
+        used = slots["__globals__"]
+        if all(isinstance(value, types.ModuleType) for value in used.values()):
+            return reduced  # it has nothing of its module's, whose import it can do without
         # What no source can say was put there by a rewriter of code, as pytest's of asserts.
-        extra = {k: v for k, v in slots["__globals__"].items() if not k.isidentifier()}
+        extra = {name: value for name, value in used.items() if not name.isidentifier()}
         slots = {**slots, "__globals__": {}, "_cloudpickle_submodules": []}
         return make, (code, _Globals(module.__name__, extra), *given), (state, slots), *rest
 

@@ -165,12 +165,12 @@ class Template:
     def start(self) -> None:
         """Start the process; it gets ready by itself."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Functions import what is installed, not what happens to lie around the caller. Where
-        # fsdray itself is not installed, it is found first, and then only by itself.
+        # The template keeps of the caller's path what is installed, and not what happens to lie
+        # around the caller. Where fsdray itself is not installed, only it is found there.
         place = os.path.dirname(os.path.dirname(os.path.abspath(fsdray.__file__)))
         code = (
             f"import sys; sys.path.insert(0, {place!r}); "
-            "from fsdray.backends.local import template; "
+            f"from fsdray.backends.local import template; sys.path[:] = {sys.path!r}; "
             f"template.serve({theirs.fileno()}, {self._config!r})"
         )
         self._process = subprocess.Popen(
