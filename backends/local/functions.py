@@ -183,7 +183,8 @@ class Pool:
     async def _take_worker(self) -> Worker:
         while self._idle:
             worker = self._idle.pop()
-            if not worker.is_dead:
+            # One that has just died may not have been heard of yet; a dead process has no memory.
+            if not worker.is_dead and worker.resident():
                 return worker
         busy = sum(not worker.is_waiting for worker in self._running) + self._forking
         if busy < self._cores:
