@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from fsdray import failure, session
 from fsdray.errors import SettingsError, TaskError
 from fsdray.failure import Failure
-from fsdray.observe.progress import Progress, Silent, live
 from fsdray.refs import ObjectRef
 
 if TYPE_CHECKING:
+    from fsdray.observe.progress import Progress
     from fsdray.remote import RemoteFunction
 
 TARGET = 0.25  # seconds of a chunk: long against what a call costs, short against a person's wait
@@ -83,8 +83,7 @@ class Map(Iterator[Any]):
         self._input_error: BaseException | None = None
         self._is_over = False
         self._bar = ExitStack()
-        self._progress: Progress = self._bar.enter_context(live()) if progress else Silent()
-        self._progress.phase(function.__name__, total)
+        self._progress = self._shown(function.__name__, total) if progress else None
         self._fill()
 
     def __next__(self) -> Any:
@@ -106,7 +105,8 @@ class Map(Iterator[Any]):
             if self._adapts and results:
                 self._size = next_size(len(results), seconds)
             self._ready.extend(results)
-            self._progress.advance(len(results))
+            if self._progress is not None:
+                self._progress.advance(len(results))
             self._fill()
         result = self._ready.popleft()
         if isinstance(result, Failure):
@@ -135,6 +135,13 @@ class Map(Iterator[Any]):
     def __del__(self) -> None:
         if session.is_open() and not getattr(self, "_is_over", True):
             self.close()
+
+    def _shown(self, name: str, total: int | None) -> Progress:
+        from fsdray.observe.progress import live  # its bar takes longer to import than all else
+
+        progress = self._bar.enter_context(live())
+        progress.phase(name, total)
+        return progress
 
     def _fill(self) -> None:
         """Start chunks until enough are under way."""
