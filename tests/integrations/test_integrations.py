@@ -23,7 +23,9 @@ import pytest
 def test_a_ctrl_c_ends_a_script_at_once(calls: str, tmp_path: Any) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import time\n"
+        "import signal, time\n"
+        # Whoever runs the tests in the background has it ignored, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import dask, joblib\n"
         "import fsdray as fsd\n"
         "from fsdray.integrations.dask import get\n"
@@ -36,10 +38,13 @@ def test_a_ctrl_c_ends_a_script_at_once(calls: str, tmp_path: Any) -> None:
         f"{calls}\n"
     )
     with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True) as run:
-        assert run.stderr is not None
-        assert "begun" in run.stderr.readline()
-        run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=30)
+        try:
+            assert run.stderr is not None
+            assert "begun" in run.stderr.readline()
+            run.send_signal(signal.SIGINT)
+            _, said = run.communicate(timeout=30)
+        finally:
+            run.kill()
     assert run.returncode == -signal.SIGINT
     assert "KeyboardInterrupt\n" in said
     assert said.count("Traceback") == 1
