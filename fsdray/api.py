@@ -6,9 +6,10 @@ import asyncio
 import atexit
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar, overload
 
-from fsdray import loop, session, settings
+from fsdray import loop, output, session, settings
 from fsdray.costs.meter import Meter, ambient, count, set_outermost
 from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
@@ -48,7 +49,7 @@ def init(backend: str | None = None, **options: Any) -> None:
         loop.finish(_undone(connecting))
         raise
     session.set_current(Session(connected, chosen, is_driver=True))
-    atexit.register(shutdown)
+    atexit.register(_end)
 
 
 def shutdown() -> None:
@@ -56,8 +57,9 @@ def shutdown() -> None:
     if session.is_open():
         here = session.current()
         session.set_current(None)
-        atexit.unregister(shutdown)
+        atexit.unregister(_end)
         loop.finish(here.close())
+        output.flush()
 
 
 def receipt() -> Receipt:
@@ -191,6 +193,12 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     if not recursive:
         raise SettingsError("recursive=False: what a task started does not outlive it here")
     session.current().cancel(ref)
+
+
+def _end() -> None:
+    # A second Ctrl-C, while the first one's end is waited for, has nothing new to say.
+    with suppress(KeyboardInterrupt):
+        shutdown()
 
 
 async def _undone(connecting: Future[Backend]) -> None:

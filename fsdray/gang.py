@@ -253,7 +253,7 @@ async def _invoke(backend: Backend, call: Call) -> Reply:
         wire.dump(call),
         memory=call.memory,
         timeout=call.timeout,
-        label=f"{call.name}[{call.gang.rank}]",
+        label=call.label,
     )
     reply = wire.load(data)
     assert isinstance(reply, Reply)

@@ -191,7 +191,7 @@ class Session(Values):
         while True:
             try:
                 data = await self.backend.functions.invoke(
-                    wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.name
+                    wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.label
                 )
             except PlatformError as error:
                 if not retry.after_platform(error, call.attempt):

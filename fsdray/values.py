@@ -16,7 +16,7 @@ from concurrent.futures import wait as wait_futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from fsdray import failure, loop, wire
+from fsdray import failure, loop, output, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
@@ -114,6 +114,7 @@ class Values:
             )
         chosen = failed or entries
         loop.run(self._fetch(chosen))
+        output.flush()  # what the tasks printed comes before what the caller says of their values
         values: list[Any] = []
         for entry in chosen:
             value, error = self._outcome(entry)

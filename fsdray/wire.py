@@ -316,6 +316,13 @@ class Call:
     attempt: int = 1
     environment: Environment = Environment()
 
+    @property
+    def label(self) -> str:
+        """What names this call in logs: its name, its rank, and as much of its id as is needed."""
+        rank = f"[{self.gang.rank}]" if self.gang is not None else ""
+        process, _, number = self.task.partition("-")
+        return f"{self.name}{rank} {process[:4]}-{number}"
+
     def whereabouts(self) -> str:
         """Which call this is, for who reads its error."""
         rank = f", rank {self.gang.rank} of {self.gang.size}" if self.gang is not None else ""

@@ -1,6 +1,7 @@
 """The driver's view of its processes: the template it forks from, and each worker.
 
-Sockets, pids, logs and exit codes are here; which call runs where is in `functions`.
+Sockets, pids and exit codes are here; which call runs where is in `functions`, what it prints in
+`logs`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any
 
 import fsdray
 from fsdray.backends.local.link import Handler, Link
+from fsdray.backends.local.logs import Log
 from fsdray.backends.local.template import CONTROL_BYTES
 from fsdray.errors import PlatformError, ServiceError
 
-LOG_LINES = 20  # what an error carries of a function's last output
 _PATIENCE = 5.0  # seconds that the template is given to end
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,7 +38,7 @@ _ONE_THREAD = {
 class Worker:
     """One worker process; `link` runs calls in it."""
 
-    def __init__(self, log: socket.socket, print_line: Callable[[str], None]) -> None:
+    def __init__(self, log: Log) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.link: Link | None = None
@@ -52,12 +53,7 @@ class Worker:
         self.killed: PlatformError | None = None  # what its caller will be told
         self._is_killed = False
         self._statm: int | None = None
-        self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        self._partial = b""
         self._log = log
-        self._print_line = print_line
-        log.setblocking(False)
-        loop.add_reader(log.fileno(), self.drain_log)
 
     @property
     def is_dead(self) -> bool:
@@ -66,7 +62,7 @@ class Worker:
     def start(self, label: str, memory: int) -> None:
         """A new call: `label` names it in the log, `memory` is its limit in bytes."""
         self.label, self.memory, self.is_waiting, self.killed = label, memory, False, None
-        self._lines.clear()
+        self._log.begin(f"{label or 'worker'}, pid {self.pid}")
 
     def kill(self, why: PlatformError | None) -> None:
         """End the process; `why` is what its caller will be told."""
@@ -88,47 +84,17 @@ class Worker:
         return (int(resident) - int(shared)) * _PAGE
 
     def last_lines(self) -> list[str]:
-        return list(self._lines)
+        return self._log.last_lines()
 
     def drain_log(self) -> None:
-        """Read all that the process has written to stdout and stderr so far."""
-        while self._log.fileno() >= 0:
-            try:
-                data = self._log.recv(64 * 1024)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                self.close_log()
-                return
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            for line in lines:
-                self._line(line)
+        """Read all that the call has written to stdout and stderr."""
+        self._log.end()
 
     def close_log(self) -> None:
         if self._statm is not None:
             os.close(self._statm)
             self._statm = None
-        if self._log.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._log.fileno())
-            self._read_rest()
-            self._log.close()
-        if self._partial:
-            partial, self._partial = self._partial, b""
-            self._line(partial)
-
-    def _read_rest(self) -> None:
-        with suppress(BlockingIOError, ConnectionResetError):
-            while data := self._log.recv(64 * 1024):
-                *lines, self._partial = (self._partial + data).split(b"\n")
-                for line in lines:
-                    self._line(line)
-
-    def _line(self, line: bytes) -> None:
-        text = line.decode(errors="replace")
-        self._lines.append(text)
-        self._print_line(f"({self.label or 'worker'} pid={self.pid}) {text}")
+        self._log.close()
 
 
 class Template:
@@ -151,7 +117,7 @@ class Template:
         self._config = json.dumps(config)
         self._handlers = handlers
         self._gone = gone
-        self._print_line = _print_line if log_to_caller else lambda _: None
+        self._log_to_caller = log_to_caller
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
         self._orphans: set[Worker] = set()  # workers of a template that died
@@ -204,7 +170,7 @@ class Template:
         link, their_link = socket.socketpair()
         log, their_log = socket.socketpair()
         number = next(self._numbers)
-        worker = Worker(log, self._print_line)
+        worker = Worker(Log(log, self._log_to_caller))
         self._workers[number] = worker
         self._send({"worker": number}, [their_link, their_log])
         try:
@@ -332,7 +298,3 @@ class Template:
     def _end_unknown(self, worker: Worker) -> None:
         if not worker.ended.done():
             worker.ended.set_result(None)
-
-
-def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
