@@ -16,12 +16,17 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import fsdray
 from fsdray.backends.local.link import Handler, Link
+from fsdray.backends.local.pipeline import Calls
 from fsdray.backends.local.template import CONTROL_BYTES
 from fsdray.errors import PlatformError, ServiceError
+
+if TYPE_CHECKING:
+    from fsdray.backends.local.pool import LocalCall
 
 LOG_LINES = 20  # what an error carries of a function's last output
 _PATIENCE = 5.0  # seconds that the template is given to end
@@ -34,17 +39,37 @@ _ONE_THREAD = {
 }
 
 
+MARK = b"\x1e"
+"""What the line in a worker's log begins with that says which call writes from there on."""
+
+
+class Scheduler(Protocol):
+    """What is told of a worker's doings."""
+
+    def replied(
+        self, worker: Worker, number: int, reply: bytes, seconds: float, is_spent: bool
+    ) -> None: ...
+    def drained(self) -> None: ...
+    def lost(self, worker: Worker) -> None: ...
+    def gone(self, worker: Worker) -> None: ...
+
+
 class Worker:
-    """One worker process; `link` runs calls in it."""
+    """One worker process; `pipeline` brings calls to it, `link` is for all else."""
 
     def __init__(self, log: socket.socket, print_line: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.link: Link | None = None
+        self.pipeline: Calls | None = None
+        self.calls: deque[LocalCall] = deque()  # the first runs
+        self.is_recalled = False  # whether it was asked to give back what it has not begun
+        self.alarm: asyncio.TimerHandle | None = None
         self.started: asyncio.Future[None] = loop.create_future()
         # None where nobody can tell how it ended: its template had died before.
         self.ended: asyncio.Future[int | None] = loop.create_future()
         # Of the call that it runs:
+        self.number = 0
         self.label = ""
         self.memory = 0
         self.is_waiting = False
@@ -53,6 +78,7 @@ class Worker:
         self._is_killed = False
         self._statm: int | None = None
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._marked = 0  # the call that said that it writes
         self._partial = b""
         self._log = log
         self._print_line = print_line
@@ -63,10 +89,11 @@ class Worker:
     def is_dead(self) -> bool:
         return self._is_killed or self.link is None or self.link.is_lost or self.ended.done()
 
-    def start(self, label: str, memory: int) -> None:
+    def start(self, number: int, label: str, memory: int) -> None:
         """A new call: `label` names it in the log, `memory` is its limit in bytes."""
-        self.label, self.memory, self.is_waiting, self.killed = label, memory, False, None
-        self._lines.clear()
+        self.number, self.label, self.memory, self.killed = number, label, memory, None
+        if self._marked != number and self._lines:
+            self._lines.clear()
 
     def kill(self, why: PlatformError | None) -> None:
         """End the process; `why` is what its caller will be told."""
@@ -126,9 +153,21 @@ class Worker:
                     self._line(line)
 
     def _line(self, line: bytes) -> None:
+        before, mark, number = line.partition(MARK)
+        if mark and number.isdigit():
+            if before:  # a line that an earlier call did not end
+                self._line(before)
+            self._marked = int(number)
+            self._lines.clear()
+            return
         text = line.decode(errors="replace")
         self._lines.append(text)
-        self._print_line(f"({self.label or 'worker'} pid={self.pid}) {text}")
+        self._print_line(f"({self._writer() or 'worker'} pid={self.pid}) {text}")
+
+    def _writer(self) -> str:
+        """The name of the call that writes; without a mark it is the one that runs."""
+        named = (call.label for call in self.calls if call.number == self._marked)
+        return next(named, self.label)
 
 
 class Template:
@@ -137,7 +176,7 @@ class Template:
     Parameters
     ----------
     config : what `process` needs to know; ``config["directory"]`` is the session's directory.
-    handlers : makes what a new worker's link serves. gone : told of each worker that is lost.
+    handlers : makes what a new worker's link serves.
     log_to_caller : whether what workers write appears on the driver's stderr.
     """
 
@@ -145,12 +184,10 @@ class Template:
         self,
         config: Mapping[str, Any],
         handlers: Callable[[Worker], Mapping[str, Handler]],
-        gone: Callable[[Worker], None],
         log_to_caller: bool,
     ) -> None:
         self._config = json.dumps(config)
         self._handlers = handlers
-        self._gone = gone
         self._print_line = _print_line if log_to_caller else lambda _: None
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
@@ -195,29 +232,35 @@ class Template:
         if new and self._control is not None:
             self._send({"prepare": new})
 
-    async def fork(self) -> Worker:
+    async def fork(self, scheduler: Scheduler) -> Worker:
         """A new worker process, ready for a call."""
         if self._is_closed:
             raise ServiceError("this session was shut down")
         if self._control is None:
             self.start()
+        calls, their_calls = socket.socketpair()
         link, their_link = socket.socketpair()
         log, their_log = socket.socketpair()
         number = next(self._numbers)
         worker = Worker(log, self._print_line)
         self._workers[number] = worker
-        self._send({"worker": number}, [their_link, their_log])
+        self._send({"worker": number}, [their_calls, their_link, their_log])
         try:
+            worker.pipeline = await Calls.over(
+                calls,
+                worker.drain_log,
+                partial(scheduler.replied, worker),
+                scheduler.drained,
+                partial(scheduler.lost, worker),
+            )
             worker.link = await Link.over(
-                link, self._handlers(worker), lambda: self._link_lost(worker)
+                link, self._handlers(worker), lambda: self._link_lost(worker, scheduler)
             )
             await asyncio.shield(worker.started)
         except BaseException:
-            # Nobody will use it: without its link it ends by itself, or never begins.
-            if worker.link is not None:
-                worker.link.close()
-            else:
-                link.close()
+            # Nobody will use it: without its sockets it ends by itself, or never begins.
+            for end, sock in ((worker.pipeline, calls), (worker.link, link)):
+                (end or sock).close()
             raise
         return worker
 
@@ -317,12 +360,13 @@ class Template:
                 self._orphans.add(worker)
             if self._is_closed:
                 worker.close_log()
+                self._end_unknown(worker)
         self._workers.clear()
         if self._is_closed:
             self._gone_for_good.set_result(None)
 
-    def _link_lost(self, worker: Worker) -> None:
-        self._gone(worker)
+    def _link_lost(self, worker: Worker, scheduler: Scheduler) -> None:
+        scheduler.gone(worker)
         if worker in self._orphans:
             self._orphans.discard(worker)
             self._end_unknown(worker)
