@@ -12,7 +12,7 @@ import itertools
 import os
 import signal
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from fsdray.backends.local.forking import Template, Worker
@@ -302,26 +302,30 @@ class Pool:
         assert call.number == number, "a worker replies in the order of its calls"
         self._learn(call.label, seconds)
         self._last_free = asyncio.get_running_loop().time()
+        call.settle(seconds, reply, None)
         if is_spent:
             worker.kill(None)
-        call.settle(seconds, reply, None)
-        self._slots -= not worker.is_waiting
-        worker.is_waiting = False
-        if worker.calls and not is_spent:
-            self._slots += 1
-            self._begin(worker)
-            return
-        del self._running[worker]
-        if is_spent:
-            self._put_back(list(worker.calls), worker)
-        elif not worker.is_dead:
-            self._idle.append(worker)
+            self._requeue(worker.calls)
+            worker.calls.clear()
+        self._advance(worker)
 
     def drained(self) -> None:
         """All replies that came together were told."""
         self._dispatch()
         if self._for_admission:
             self._admit_next()
+
+    def _advance(self, worker: Worker) -> None:
+        """A worker's first call is no more: the next has its turn, or the worker none."""
+        self._slots -= not worker.is_waiting
+        worker.is_waiting = False
+        if worker.calls:
+            self._slots += 1
+            self._begin(worker)
+            return
+        del self._running[worker]
+        if not worker.is_dead:
+            self._idle.append(worker)
 
     def _learn(self, label: str, seconds: float) -> None:
         self._seconds[label] = expected(self._seconds.get(label), seconds)
@@ -353,15 +357,20 @@ class Pool:
             return  # its calls come back as those of a dead worker
         finally:
             worker.is_recalled = False
-        self._put_back([call for call in worker.calls if call.number in unbegun], worker)
+        if unbegun:
+            first = worker.calls[0]
+            kept = [call for call in worker.calls if call.number not in unbegun]
+            self._requeue([call for call in worker.calls if call.number in unbegun])
+            worker.calls = deque(kept)
+            if first.number in unbegun:  # the reply to the one before it has come meanwhile
+                self._advance(worker)
+            self._dispatch()
 
-    def _put_back(self, calls: Sequence[LocalCall], worker: Worker) -> None:
+    def _requeue(self, calls: Iterable[LocalCall]) -> None:
         """Calls that never began wait again, before all others."""
-        for call in reversed(calls):
-            worker.calls.remove(call)
+        for call in reversed(list(calls)):
             call.worker = None
             self._queue.appendleft(call)
-        self._dispatch()
 
     def lost(self, worker: Worker) -> None:
         """A worker is gone, and with it the call that it ran."""
@@ -375,11 +384,12 @@ class Pool:
         code = await worker.ended
         worker.close_log()
         first = worker.calls.popleft()
-        del self._running[worker]
-        self._slots -= not worker.is_waiting
         now = asyncio.get_running_loop().time()
         first.settle(now - first.began, None, _death(worker, code))
-        self._put_back(list(worker.calls), worker)
+        self._requeue(worker.calls)
+        worker.calls.clear()
+        self._advance(worker)
+        self._dispatch()
         self._admit_next()
 
     # More workers, and memory
