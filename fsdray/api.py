@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar, overload
 
 from fsdray import loop, session, settings
@@ -12,6 +14,7 @@ from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import FsdrayError, SettingsError
 from fsdray.refs import ObjectRef
+from fsdray.services import Backend
 from fsdray.session import Session
 
 T = TypeVar("T")
@@ -38,7 +41,12 @@ def init(backend: str | None = None, **options: Any) -> None:
     connect = _backend(chosen.backend)
     load_prices(chosen.prices)  # a bad table is known now, not after the run
     set_outermost(Meter())
-    connected = loop.run(connect(chosen, count))
+    connecting = loop.submit(connect(chosen, count))
+    try:
+        connected = connecting.result()
+    except KeyboardInterrupt:
+        loop.finish(_undone(connecting))
+        raise
     session.set_current(Session(connected, chosen, is_driver=True))
     atexit.register(shutdown)
 
@@ -49,7 +57,7 @@ def shutdown() -> None:
         here = session.current()
         session.set_current(None)
         atexit.unregister(shutdown)
-        loop.run(here.close())
+        loop.finish(here.close())
 
 
 def receipt() -> Receipt:
@@ -183,6 +191,12 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     if not recursive:
         raise SettingsError("recursive=False: what a task started does not outlive it here")
     session.current().cancel(ref)
+
+
+async def _undone(connecting: Future[Backend]) -> None:
+    """End what an interrupted `init` has begun to start."""
+    connected = await asyncio.wrap_future(connecting)
+    await connected.close()
 
 
 def _check_timeout(timeout: float | None) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from fsdray.errors import FsdrayError
@@ -57,6 +57,23 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()
         raise
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """`run` for what must not be left half done: it ends before an interrupt is raised.
+
+    The coroutine bounds its own time, since no Ctrl-C does.
+    """
+    future = submit(coroutine)
+    interrupt: KeyboardInterrupt | None = None
+    while not future.done():
+        try:
+            wait([future])
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return future.result()
 
 
 def _is_here() -> bool:

@@ -58,7 +58,7 @@ class Session(Values):
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        with wire.collecting_modules() as needed:
+        with wire.collecting_modules() as needed, wire.collecting() as nested:
             arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
             sent = self._send_given(task, given, size or 1)
         self.need(submission.modules | needed)
@@ -73,6 +73,13 @@ class Session(Values):
             Entry(self, f"{task}-{i}", f"{submission.name}[{i}]" if size else submission.name)
             for i in range(count)
         ]
+        given_refs = [
+            *holes.values(),
+            *(ref._entry for ref in nested),
+            *(value for of_rank in sent for value in of_rank.values() if isinstance(value, Entry)),
+        ]
+        for entry in entries:
+            entry.needs = given_refs
         call = Call(
             task=task,
             name=submission.name,
@@ -279,6 +286,8 @@ class Session(Values):
                 if cancelled:
                     raise
             finally:
+                for entry in entries:
+                    entry.needs = ()
                 keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
                 if keys and not self._closed:
                     await self.backend.objects.delete(keys)

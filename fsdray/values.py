@@ -10,10 +10,10 @@ import itertools
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_futures
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from fsdray import failure, loop, wire
@@ -40,6 +40,7 @@ class Entry:
         self.start: Coroutine[Any, Any, None] | None = None  # how to get it, if nobody asked yet
         self.counts: Mapping[str, float] = {}
         self.work: Future[None] | None = None  # of a task: what makes the value
+        self.needs: Sequence[Entry] = ()  # of a task under way: values that it was given by ref
 
     def state(self) -> str:
         if not self.payload.done():
@@ -90,8 +91,17 @@ class Values:
         """The values of refs, in order, up to the first failure among them, and that.
 
         It is returned, to be raised by who was asked: so its traceback shows no frames of ours.
+        An interrupt is such a failure, and stops what was waited for.
         """
-        entries = [ref._entry for ref in refs]
+        try:
+            with self._stopped_by_interrupt(refs):
+                return self._get([ref._entry for ref in refs], timeout)
+        except KeyboardInterrupt as interrupt:
+            return [], interrupt.with_traceback(None)
+
+    def _get(
+        self, entries: Sequence[Entry], timeout: float | None
+    ) -> tuple[list[Any], BaseException | None]:
         futures = [self.start(entry) for entry in entries]
         with self._yielded(futures):
             in_time = _all_or_one_failed(futures).wait(timeout)
@@ -122,7 +132,7 @@ class Values:
         pending = set(futures)
         clock = loop.get().time
         deadline = None if timeout is None else clock() + timeout
-        with self._yielded(list(futures)):
+        with self._stopped_by_interrupt(refs), self._yielded(list(futures)):
             while len(refs) - len(pending) < num_returns:
                 left = None if deadline is None else max(0.0, deadline - clock())
                 done, pending = wait_futures(pending, left, FIRST_COMPLETED)
@@ -148,7 +158,10 @@ class Values:
         for number in range(len(refs)):
             left = None if deadline is None else max(0.0, deadline - clock())
             try:
-                with self._yielded([ref._entry.payload for ref in refs]):
+                with (
+                    self._stopped_by_interrupt(refs),
+                    self._yielded([ref._entry.payload for ref in refs]),
+                ):
                     ref = there.get(timeout=left)
             except queue.Empty:
                 raise GetTimeout(
@@ -165,7 +178,36 @@ class Values:
             raise SettingsError(
                 f"{entry.label} was not started by this process: cancel it where it was"
             )
-        entry.work.cancel()
+        _cancel([entry.work])
+
+    def stop(self, refs: Iterable[ObjectRef[Any]]) -> int:
+        """Cancel the tasks that make these values, and those that they wait for; how many.
+
+        What this process did not start goes on, as does what is done.
+        """
+        entries = [ref._entry for ref in refs]
+        seen: set[str] = set()
+        works: set[Future[None]] = set()
+        for entry in entries:  # it grows meanwhile
+            if entry.id not in seen and not entry.payload.done():
+                seen.add(entry.id)
+                entries += entry.needs
+                if entry.work is not None:
+                    works.add(entry.work)
+        _cancel(works)
+        return len(works)
+
+    @contextmanager
+    def _stopped_by_interrupt(self, refs: Iterable[ObjectRef[Any]]) -> Iterator[None]:
+        """A Ctrl-C while these are waited for stops what makes them; the session goes on."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if count := self.stop(refs):
+                what = "the task" if count == 1 else f"{count} tasks"
+                verb = "was" if count == 1 else "were"
+                interrupt.add_note(f"{what} that this waited for {verb} cancelled")
+            raise
 
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """A future of the value itself."""
@@ -347,6 +389,17 @@ class Values:
     def new_id(self) -> str:
         """A name for a task or value that nothing else in the session has."""
         return f"{self._prefix}-{next(self._ids)}"
+
+
+def _cancel(works: Iterable[Future[None]]) -> None:
+    def cancel() -> None:
+        for work in works:
+            work.cancel()
+
+    # In the turn after the next all have begun for certain. One that has not would end without
+    # telling those that wait for its values.
+    here = loop.get()
+    here.call_soon_threadsafe(here.call_soon, cancel)
 
 
 def _is_failed(payload: Future[Payload]) -> bool:
