@@ -92,7 +92,7 @@ class Map(Iterator[Any]):
             return self._next()
         except KeyboardInterrupt as interrupt:
             self.close()
-            raise interrupt.with_traceback(None) from None  # our frames say nothing to the user
+            raise interrupt.with_traceback(None) from None  # its own frames say nothing to the user
 
     def _next(self) -> Any:
         while not self._ready:

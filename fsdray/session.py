@@ -7,6 +7,7 @@ is `fsdray.worker`; how a gang is started and watched is `fsdray.gang`; values a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -150,11 +151,10 @@ class Session(Values):
     async def close(self) -> None:
         """End the session; what still runs is stopped where the platform can."""
         self._closed = True
-        underway = [asyncio.wrap_future(future) for future in list(self._underway)]
-        for future in list(self._underway):
-            future.cancel()
-        if underway:
-            await asyncio.wait(underway, timeout=5)
+        for job in list(self._underway):
+            job.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.flush(), 5)
         await self.backend.close()
 
     # Inside
@@ -177,7 +177,7 @@ class Session(Values):
             for entry in entries:
                 entry.payload.set_result(Inline(encoded, failed=True))
             return
-        whole = await self._fitting(dataclasses.replace(call, holes=filled), garbage)
+        whole = await self._fitting(call, filled, garbage)
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
         if len(values) != len(entries):
@@ -198,7 +198,7 @@ class Session(Values):
                     error.add_note(call.whereabouts())
                     raise
             else:
-                reply = wire.load(data).ranks[0]
+                reply = wire.load_reply(data).ranks[0]
                 meter.merge(reply.counts)
                 failed = next((value for value in reply.values if value.failed), None)
                 if failed is None:
@@ -249,9 +249,7 @@ class Session(Values):
                     inboxes=place.inboxes,
                     given=values,
                 )
-                whole = await self._fitting(
-                    dataclasses.replace(call, holes=filled, gang=spec), garbage
-                )
+                whole = await self._fitting(dataclasses.replace(call, gang=spec), filled, garbage)
                 with metering() as meter:
                     result = await gang.run(self.backend, whole)
                     for reply in result.ranks.values():
@@ -271,31 +269,24 @@ class Session(Values):
         self, entries: Sequence[Entry], garbage: Sequence[Payload], work: Coroutine[Any, Any, None]
     ) -> None:
         """Run a call's coroutine; its error becomes that of its values."""
-
-        async def run() -> None:
-            try:
-                await work
-            except BaseException as error:
-                # Platform errors and bugs of ours alike must reach whoever waits for the values.
-                cancelled = isinstance(error, asyncio.CancelledError)
-                why = "the session was shut down" if self._closed else f"{name} was cancelled"
-                told = TaskCancelled(why) if cancelled else error
-                for entry in entries:
-                    if not entry.payload.done():
-                        entry.payload.set_exception(told)
-                if cancelled:
-                    raise
-            finally:
-                for entry in entries:
-                    entry.needs = ()
-                keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
-                if keys and not self._closed:
-                    await self.backend.objects.delete(keys)
-
         name = entries[0].label if entries else "a task"
-        future = self.go(run())
+
+        def ended(error: BaseException | None) -> None:
+            if isinstance(error, asyncio.CancelledError):
+                why = "the session was shut down" if self._closed else f"{name} was cancelled"
+                error = TaskCancelled(why)
+            for entry in entries:
+                entry.needs = ()
+                if error is not None and not entry.payload.done():
+                    # Platform errors and bugs of ours alike must reach whoever waits.
+                    entry.payload.set_exception(error)
+            keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
+            if keys and not self._closed:
+                self.go(self.backend.objects.delete(keys))
+
+        job = self.go(work, ended)
         for entry in entries:
-            entry.work = future
+            entry.work = job
 
     # Payloads
 
@@ -336,12 +327,12 @@ class Session(Values):
                     sent[rank][number] = self.keep(f"given/{task}/{number}/{rank}", parts)
         return sent
 
-    async def _fitting(self, call: Call, garbage: list[Payload]) -> Call:
-        """The call, with inline values moved to objects until a payload can hold it."""
-        if not call.holes:
+    async def _fitting(self, call: Call, holes: dict[int, Payload], garbage: list[Payload]) -> Call:
+        """The call with its holes filled: inline, or from objects until a payload can hold it."""
+        if not holes:
             return call
+        call = dataclasses.replace(call, holes=holes)
         room = self.backend.functions.limits.payload - len(wire.dump(call))
-        holes = dict(call.holes)
         for number, payload in sorted(
             holes.items(), key=lambda item: -len(item[1].data) if isinstance(item[1], Inline) else 0
         ):

@@ -11,13 +11,14 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, Future
-from concurrent.futures import wait as wait_futures
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from fsdray import failure, loop, output, wire
+from fsdray import failure, loop, output, promise, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
+from fsdray.loop import Job
+from fsdray.promise import Promise
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
@@ -33,13 +34,13 @@ class Entry:
         self.session = session
         self.id = entry_id
         self.label = label
-        self.payload: Future[Payload] = Future()
+        self.payload: Promise[Payload] = Promise()
         self.view: Buffer | None = None  # the bytes, once they were fetched
         self.escaped = False
         self.gang: tuple[str, int] | None = None  # of a gang's rank: its gang and its rank
         self.start: Coroutine[Any, Any, None] | None = None  # how to get it, if nobody asked yet
         self.counts: Mapping[str, float] = {}
-        self.work: Future[None] | None = None  # of a task: what makes the value
+        self.work: Job | None = None  # of a task: what makes the value
         self.needs: Sequence[Entry] = ()  # of a task under way: values that it was given by ref
 
     def state(self) -> str:
@@ -65,7 +66,8 @@ class Values:
         self.is_driver = is_driver
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(6)
-        self._underway: set[Future[None]] = set()
+        self._underway: set[Job] = set()
+        self._flushing: list[asyncio.Future[None]] = []
         self._foreign: dict[str, Entry] = {}
         # Reentrant: an entry may be collected, and forgotten, while this thread holds it.
         self._lock = threading.RLock()
@@ -102,9 +104,12 @@ class Values:
     def _get(
         self, entries: Sequence[Entry], timeout: float | None
     ) -> tuple[list[Any], BaseException | None]:
-        futures = [self.start(entry) for entry in entries]
-        with self._yielded(futures):
-            in_time = _all_or_one_failed(futures).wait(timeout)
+        promises = [self.start(entry) for entry in entries]
+        pending = [promise for promise in promises if not promise.done()]
+        in_time = True
+        if pending and not any(each.done() and _is_failed(each) for each in promises):
+            with self._yielded():
+                in_time = promise.wait(pending, len(pending), timeout, _is_failed)
         there = [entry for entry in entries if entry.payload.done()]
         failed = [entry for entry in there if _is_failed(entry.payload)]
         if not in_time:
@@ -113,7 +118,7 @@ class Values:
                 f"{timeout} s"
             )
         chosen = failed or entries
-        loop.run(self._fetch(chosen))
+        self._fetch_now(chosen)
         output.flush()  # what the tasks printed comes before what the caller says of their values
         values: list[Any] = []
         for entry in chosen:
@@ -129,23 +134,20 @@ class Values:
         self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Split refs into ready and not ready, once `num_returns` are or time is up."""
-        futures = {self.start(ref._entry): ref for ref in refs}
-        pending = set(futures)
-        clock = loop.get().time
-        deadline = None if timeout is None else clock() + timeout
-        with self._stopped_by_interrupt(refs), self._yielded(list(futures)):
-            while len(refs) - len(pending) < num_returns:
-                left = None if deadline is None else max(0.0, deadline - clock())
-                done, pending = wait_futures(pending, left, FIRST_COMPLETED)
-                if not done:
-                    break
-        ready = [ref for future, ref in futures.items() if future.done()][:num_returns]
+        promises = [self.start(ref._entry) for ref in refs]
+        pending = [promise for promise in promises if not promise.done()]
+        missing = num_returns - (len(refs) - len(pending))
+        if missing > 0:
+            with self._stopped_by_interrupt(refs), self._yielded():
+                promise.wait(pending, missing, timeout)
+        there = (ref for ref, each in zip(refs, promises, strict=True) if each.done())
+        ready = list(itertools.islice(there, num_returns))
         chosen = set(ready)
         return ready, [ref for ref in refs if ref not in chosen]
 
     def when_there(self, ref: ObjectRef[Any], tell: Callable[[ObjectRef[Any]], None]) -> None:
         """Call `tell` with the ref, on any thread, once its value (or its error) is there."""
-        self.start(ref._entry).add_done_callback(lambda _: tell(ref))
+        self.start(ref._entry).when_done(lambda _: tell(ref))
 
     def completed(
         self, refs: Sequence[ObjectRef[Any]], timeout: float | None
@@ -159,10 +161,7 @@ class Values:
         for number in range(len(refs)):
             left = None if deadline is None else max(0.0, deadline - clock())
             try:
-                with (
-                    self._stopped_by_interrupt(refs),
-                    self._yielded([ref._entry.payload for ref in refs]),
-                ):
+                with self._stopped_by_interrupt(refs), self._yielded(there.empty()):
                     ref = there.get(timeout=left)
             except queue.Empty:
                 raise GetTimeout(
@@ -179,7 +178,7 @@ class Values:
             raise SettingsError(
                 f"{entry.label} was not started by this process: cancel it where it was"
             )
-        _cancel([entry.work])
+        entry.work.cancel()
 
     def stop(self, refs: Iterable[ObjectRef[Any]]) -> int:
         """Cancel the tasks that make these values, and those that they wait for; how many.
@@ -188,14 +187,15 @@ class Values:
         """
         entries = [ref._entry for ref in refs]
         seen: set[str] = set()
-        works: set[Future[None]] = set()
+        works: set[Job] = set()
         for entry in entries:  # it grows meanwhile
             if entry.id not in seen and not entry.payload.done():
                 seen.add(entry.id)
                 entries += entry.needs
                 if entry.work is not None:
                     works.add(entry.work)
-        _cancel(works)
+        for work in works:
+            work.cancel()
         return len(works)
 
     @contextmanager
@@ -219,7 +219,7 @@ class Values:
             if not result.set_running_or_notify_cancel():
                 return
             try:
-                await asyncio.wrap_future(self.start(entry))
+                await self.start(entry).there()
                 await self._fetch([entry])
                 value, failed = self._outcome(entry)
             except BaseException as error:
@@ -261,20 +261,27 @@ class Values:
     async def flush(self) -> None:
         """Wait until all that was submitted or published here has ended."""
         while self._underway:
-            await asyncio.wait([asyncio.wrap_future(future) for future in list(self._underway)])
+            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushing.append(over)
+            await over
+
+    def is_flushed(self) -> bool:
+        """Whether `flush` has nothing to wait for."""
+        return not self._underway
 
     # Inside
 
     async def resolved(self, entry: Entry) -> Payload:
         """An entry's payload, once it is there; its failure where it failed."""
-        return await asyncio.wrap_future(self.start(entry))
+        return await self.start(entry).there()
 
-    def start(self, entry: Entry) -> Future[Payload]:
-        """The future of an entry's payload; what comes from elsewhere is waited for from now on."""
-        with self._lock:
-            start, entry.start = entry.start, None
-        if start is not None:
-            self.go(start)
+    def start(self, entry: Entry) -> Promise[Payload]:
+        """The promise of an entry's payload; what comes from elsewhere is waited for from now."""
+        if entry.start is not None:
+            with self._lock:
+                start, entry.start = entry.start, None
+            if start is not None:
+                self.go(start)
         return entry.payload
 
     async def _receive(self, entry: Entry) -> None:
@@ -295,17 +302,26 @@ class Values:
 
     async def _publish(self, entry: Entry) -> None:
         """Store what an escaped ref stands for, once it is there."""
-        future = self.start(entry)
-        await asyncio.wait([asyncio.wrap_future(future)])
+        await self.start(entry).settled()
         error = self._failed(entry)
         if error is not None:
             data = failure.encode(failure.capture(error, entry.label))
         else:
-            payload = future.result()
+            payload = entry.payload.result()
             if isinstance(payload, Kept):
                 return
             data = bytes(payload.data)
         await self.backend.objects.put(value_key(entry.id), data, if_absent=True)
+
+    def _fetch_now(self, entries: Sequence[Entry]) -> None:
+        """`_fetch` for plain code, which need not wait for what travelled with a reply."""
+        for entry in entries:
+            if entry.view is None and entry.payload.exception() is None:
+                payload = entry.payload.result()
+                if not isinstance(payload, Inline):
+                    loop.run(self._fetch(entries))
+                    return
+                entry.view = payload.data
 
     async def _fetch(self, entries: Sequence[Entry]) -> None:
         """Bring the bytes of finished values here."""
@@ -364,23 +380,38 @@ class Values:
                     return cause
         return error
 
-    def _yielded(self, futures: Sequence[Future[Payload]]) -> AbstractContextManager[None]:
+    def _yielded(self, waits: bool = True) -> AbstractContextManager[None]:
         """Inside a task, waiting for others gives its concurrency to them."""
-        if self.is_driver or all(future.done() for future in futures):
+        if self.is_driver or not waits:
             return nullcontext()
         return self.backend.functions.yielded()
 
-    def go(self, work: Coroutine[Any, Any, None]) -> Future[None]:
-        """Start work that must be over before the session ends, or the task replies."""
-        future = loop.submit(work)
-        with self._lock:
-            self._underway.add(future)
-        future.add_done_callback(self._ended)
-        return future
+    def go(
+        self,
+        work: Coroutine[Any, Any, None],
+        ended: Callable[[BaseException | None], object] | None = None,
+    ) -> Job:
+        """Start work that must be over before the session ends, or the task replies.
 
-    def _ended(self, future: Future[None]) -> None:
+        `ended` is told on the loop what it raised, if anything, however early it was cancelled.
+        """
+
+        def over(job: Job, error: BaseException | None) -> None:
+            if ended is not None:
+                ended(error)
+            with self._lock:
+                self._underway.discard(job)
+            if not self._underway:
+                waiting, self._flushing = self._flushing, []
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+
+        job = Job(work, over)
         with self._lock:
-            self._underway.discard(future)
+            self._underway.add(job)
+        job.start()
+        return job
 
     def keep(self, key: str, parts: Sequence[Buffer]) -> Kept:
         """Write encoded bytes to objects now: the caller may change what they came from."""
@@ -392,38 +423,9 @@ class Values:
         return f"{self._prefix}-{next(self._ids)}"
 
 
-def _cancel(works: Iterable[Future[None]]) -> None:
-    def cancel() -> None:
-        for work in works:
-            work.cancel()
-
-    # In the turn after the next all have begun for certain. One that has not would end without
-    # telling those that wait for its values.
-    here = loop.get()
-    here.call_soon_threadsafe(here.call_soon, cancel)
-
-
-def _is_failed(payload: Future[Payload]) -> bool:
+def _is_failed(payload: Promise[Payload]) -> bool:
     """Whether what is there is known to be a failure."""
     return payload.exception() is not None or payload.result().failed
-
-
-def _all_or_one_failed(futures: Sequence[Future[Payload]]) -> threading.Event:
-    """An event that is set when all are there, or one has failed: then waiting is over."""
-    over = threading.Event()
-    lock = threading.Lock()
-    left = len(futures)
-
-    def done(future: Future[Payload]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            if left == 0 or _is_failed(future):
-                over.set()
-
-    for future in futures:
-        future.add_done_callback(done)
-    return over
 
 
 def value_key(entry_id: str) -> str:

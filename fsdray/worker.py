@@ -52,8 +52,7 @@ def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> 
     meter = Meter()
     set_outermost(meter)
     try:
-        call = wire.load(payload)
-        assert isinstance(call, Call)
+        call = wire.load_call(payload)
     except FsdrayError as error:
         refused = failure.encode(failure.capture(error, "a call"))
         once.respond(wire.dump(Reply({0: RankReply((Inline(refused, failed=True),))})), False)
@@ -128,7 +127,8 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             dataclasses.replace(_send(here, call, key, [encoded]), failed=True) for key in returns
         ]
     finally:
-        loop.run(here.flush())
+        if not here.is_flushed():
+            loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -200,7 +199,7 @@ def test_options_are_those_of_its_calls() -> None:
     with fsd.Executor(memory=256, timeout=0.2, name="hasty") as executor:
         error = executor.submit(wait_for, gate()).exception()
         assert isinstance(error, fsd.errors.FunctionTimeout)
-        assert re.search(r"hasty \S+ ran longer than its timeout of 0.2 s", str(error))
+        assert "hasty ran longer than its timeout of 0.2 s" in str(error)
     with fsd.Executor(memory=1) as executor:
         assert isinstance(executor.submit(add, 1).exception(), SettingsError)
 

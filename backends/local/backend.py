@@ -8,10 +8,11 @@ from typing import Any
 
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.backends.local.forking import Template, Worker
-from fsdray.backends.local.functions import LocalFunctions, Outcome, Pool
+from fsdray.backends.local.functions import LocalFunctions
 from fsdray.backends.local.link import Handler
 from fsdray.backends.local.messages import Inboxes, LocalMessages
 from fsdray.backends.local.objects import Files, LocalObjects, Watchers
+from fsdray.backends.local.pool import Outcome, Pool
 from fsdray.services import Count, FunctionLimits, MessageLimits, ObjectLimits
 from fsdray.settings import Settings
 
@@ -81,7 +82,6 @@ async def connect(
     template = Template(
         config,
         lambda worker: _handlers(worker, pool, inboxes, watchers),
-        lambda worker: pool.gone(worker),
         settings.log_to_caller,
     )
     pool = Pool(template, function_limits)
@@ -127,8 +127,8 @@ def _handlers(
         worker.admitted -= count
         await pool.dismiss(count)
 
-    async def waiting(is_waiting: bool) -> None:
-        pool.waiting(worker, is_waiting)
+    async def waiting(number: int, is_waiting: bool) -> None:
+        pool.waiting(worker, number, is_waiting)
 
     async def prepare(names: Sequence[str]) -> None:
         pool.prepare(names)

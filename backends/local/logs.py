@@ -1,6 +1,7 @@
 """What one worker process writes to stdout and stderr, as lines of the calls that it runs.
 
-Lines are shown at the caller by `fsdray.output`; the last ones are kept for errors.
+In what it writes, marks say which call writes from there on. Lines are shown at the caller by
+`fsdray.output`; a call's last ones are kept for its error.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ import asyncio
 import codecs
 import socket
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable
 
 from fsdray import output
 
 LOG_LINES = 20  # what an error carries of a function's last output
+_MARK = "\x1e"
 _READ = 64 * 1024  # bytes of one read
 _READS = 16  # of one drain: more than a socket holds, and not what comes meanwhile
 _LINGER = 0.25  # seconds after which a line that does not end is shown as far as it goes
 _LONGEST = 64 * 1024  # characters of one line
+
+
+def mark(number: int) -> bytes:
+    """What a worker writes before the first line of its call `number`: it ends a line, too."""
+    return f"{_MARK}{number}\n".encode()
 
 
 class Log:
@@ -26,12 +33,14 @@ class Log:
     Parameters
     ----------
     sock : what the worker's stdout and stderr go to. is_shown : whether the caller sees the lines.
+    writer : who the call of a number is, for people.
     """
 
-    def __init__(self, sock: socket.socket, is_shown: bool) -> None:
+    def __init__(self, sock: socket.socket, is_shown: bool, writer: Callable[[int], str]) -> None:
         self._sock = sock
         self._is_shown = is_shown
-        self._who = "worker"
+        self._writer = writer
+        self._marked = 0
         self._last: deque[str] = deque(maxlen=LOG_LINES)
         self._partial = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -40,18 +49,16 @@ class Log:
         sock.setblocking(False)
         self._resume()
 
-    def begin(self, who: str) -> None:
-        """From now on lines are those of `who`, a call."""
-        self.end()
-        self._who = who
-        self._last.clear()
+    def begin(self, number: int) -> None:
+        """The worker's next call has its turn; what it wrote may be here already."""
+        if self._marked != number and self._last:
+            self._last.clear()
 
-    def end(self) -> None:
-        """Read all that was written so far, with a line that does not end."""
+    def drain(self) -> None:
+        """Read all that was written so far."""
         for _ in range(_READS):
             if not self._read():
-                break
-        self._end_line()
+                return
 
     def last_lines(self) -> list[str]:
         """The last lines of the call."""
@@ -59,62 +66,78 @@ class Log:
 
     def close(self) -> None:
         """Read what is left; there will be no more."""
-        self.end()
-        if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
+        self.drain()
+        self._end_line()
+        self._close()
 
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
             self._loop.add_reader(self._sock.fileno(), self._ready)
 
+    def _resume_soon(self) -> None:
+        self._loop.call_soon_threadsafe(self._resume)
+
     def _ready(self) -> None:
+        # Not all that there is: who prints without end must not hold the loop.
         self._read()
         if self._is_shown and output.is_full() and self._sock.fileno() >= 0:
             # Who prints more than the caller's terminal takes, waits in its print.
             self._loop.remove_reader(self._sock.fileno())
             output.when_room(self._resume_soon)
 
-    def _resume_soon(self) -> None:
-        self._loop.call_soon_threadsafe(self._resume)
-
     def _read(self) -> bool:
         """Take one read's worth of output; False where there is none."""
         if self._sock.fileno() < 0:
             return False
-        data = b""
-        with suppress(ConnectionResetError):
-            try:
-                data = self._sock.recv(_READ)
-            except BlockingIOError:
-                return False
+        try:
+            data = self._sock.recv(_READ)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            data = b""
         if not data:
-            self._loop.remove_reader(self._sock.fileno())
-            self._sock.close()
+            self._close()
             return False
         *lines, self._partial = (self._partial + self._decoder.decode(data)).split("\n")
         for line in lines:
-            self._show(line)
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+            self._take(line)
+        self._stop_lingering()
         if len(self._partial) > _LONGEST:
             self._end_line()
         elif self._partial:
             self._linger = self._loop.call_later(_LINGER, self._end_line)
         return True
 
-    def _end_line(self) -> None:
+    def _close(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def _stop_lingering(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
-        if self._partial:
+
+    def _end_line(self) -> None:
+        self._stop_lingering()
+        if self._partial and not self._partial.startswith(_MARK):  # half a mark says nothing yet
             partial, self._partial = self._partial, ""
-            self._show(partial)
+            self._take(partial)
+
+    def _take(self, line: str) -> None:
+        before, is_mark, number = line.partition(_MARK)
+        if not (is_mark and number.isdigit()):
+            self._show(line)
+            return
+        if before:  # a line that the call before did not end
+            self._show(before)
+        if self._marked != int(number):
+            self._marked = int(number)
+            self._last.clear()
 
     def _show(self, line: str) -> None:
         # Of what was written over, as progress bars are, a terminal would show the last.
         line = line.rstrip("\r").rpartition("\r")[2]
         self._last.append(line)
         if self._is_shown:
-            output.show(f"({self._who}) {line}")
+            output.show(f"({self._writer(self._marked)}) {line}")
