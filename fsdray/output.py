@@ -10,8 +10,7 @@ import contextvars
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _MOST = 1 << 20  # characters that wait to be written, above which `Output.is_full`
 _PATIENCE = 1.0  # seconds in which nothing was written, after which nobody waits for it
@@ -22,7 +21,7 @@ class Output:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._lines: deque[str] = deque()
+        self._lines: list[str] = []
         self._held = 0  # characters that were given and are not written
         self._given = 0  # lines
         self._written = 0
@@ -30,12 +29,12 @@ class Output:
         self._tell: list[Callable[[], None]] = []
         self._is_started = False
 
-    def show(self, line: str) -> None:
-        """Write a line, soon; from any thread, and without waiting."""
+    def show(self, lines: Sequence[str]) -> None:
+        """Write lines, soon; from any thread, and without waiting."""
         with self._changed:
-            self._lines.append(line)
-            self._held += len(line)
-            self._given += 1
+            self._lines += lines
+            self._held += sum(map(len, lines))
+            self._given += len(lines)
             if not self._is_started:
                 # Without the context of who was first: in a notebook that holds the cell to write
                 # to, which would stay the first one's.
@@ -76,8 +75,7 @@ class Output:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
-                lines = list(self._lines)
-                self._lines.clear()
+                lines, self._lines = self._lines, []
             _write("".join(f"{line}\n" for line in lines))
             with self._changed:
                 self._held -= sum(map(len, lines))
@@ -104,9 +102,9 @@ def _write(text: str) -> None:
 _output = Output()
 
 
-def show(line: str) -> None:
-    """Show a line of a task's output at the caller."""
-    _output.show(line)
+def show(lines: Sequence[str]) -> None:
+    """Show lines of a task's output at the caller."""
+    _output.show(lines)
 
 
 def is_full() -> bool:

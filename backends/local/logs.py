@@ -99,12 +99,12 @@ class Log:
             self._close()
             return False
         *lines, self._partial = (self._partial + self._decoder.decode(data)).split("\n")
-        for line in lines:
-            self._take(line)
-        self._stop_lingering()
+        self._take(lines)
         if len(self._partial) > _LONGEST:
             self._end_line()
-        elif self._partial:
+        elif not self._partial:
+            self._stop_lingering()
+        elif self._linger is None:
             self._linger = self._loop.call_later(_LINGER, self._end_line)
         return True
 
@@ -122,22 +122,23 @@ class Log:
         self._stop_lingering()
         if self._partial and not self._partial.startswith(_MARK):  # half a mark says nothing yet
             partial, self._partial = self._partial, ""
-            self._take(partial)
+            self._take([partial])
 
-    def _take(self, line: str) -> None:
-        before, is_mark, number = line.partition(_MARK)
-        if not (is_mark and number.isdigit()):
-            self._show(line)
-            return
-        if before:  # a line that the call before did not end
-            self._show(before)
-        if self._marked != int(number):
-            self._marked = int(number)
-            self._last.clear()
-
-    def _show(self, line: str) -> None:
-        # Of what was written over, as progress bars are, a terminal would show the last.
-        line = line.rstrip("\r").rpartition("\r")[2]
-        self._last.append(line)
-        if self._is_shown:
-            output.show(f"({self._writer(self._marked)}) {line}")
+    def _take(self, lines: list[str]) -> None:
+        shown: list[str] = []
+        who = self._writer(self._marked)
+        for line in lines:
+            before, is_mark, number = line.partition(_MARK)
+            if not (is_mark and number.isdigit()):
+                before, is_mark = line, ""
+            if before or not is_mark:  # before a mark: a line that the call before did not end
+                # Of what was written over, as progress bars are, a terminal would show the last.
+                text = before.rstrip("\r").rpartition("\r")[2]
+                self._last.append(text)
+                shown.append(f"({who}) {text}")
+            if is_mark and self._marked != int(number):
+                self._marked = int(number)
+                self._last.clear()
+                who = self._writer(self._marked)
+        if self._is_shown and shown:
+            output.show(shown)
