@@ -350,12 +350,12 @@ def array(system: System) -> dict[str, Any]:
         _check(value, 1, right)
         if system.stores:
             del data
-            before = _anonymous()
+            before = anonymous()
             begin = time.perf_counter()
             (back,) = system.take([ref])
             gets.append(time.perf_counter() - begin)
             assert back.sum() == right * ARRAY / 2  # all of it is read
-            copied = (_anonymous() - before) / MB
+            copied = (anonymous() - before) / MB
             answer = {"get_owndata": back.flags.owndata, "get_writeable": back.flags.writeable}
             del back
         del ref
@@ -380,7 +380,7 @@ def _check(values: Sequence[Any], count: int, value: Any = None) -> None:
         raise AssertionError(f"not {count} times {value}: {str(values)[:200]}")
 
 
-def _anonymous() -> int:
+def anonymous() -> int:
     """Bytes of memory that are this process' own, not shared: what a copy would add to."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
