@@ -51,7 +51,7 @@ def main(link_socket: socket.socket, log_fd: int, config: str) -> None:
         os._exit(0)
 
     told = json.loads(config)
-    environment.place(Path(told["directory"]) / "modules")
+    environment.place(Path(told["modules"]) / "modules")
     link = loop.run(Link.over(link_socket, {"run": run}, lost))
     backend = _backend(link, told)
     while (call := calls.get()) is not None:
