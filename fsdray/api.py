@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar, overload
@@ -15,18 +15,26 @@ from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import FsdrayError, SettingsError
 from fsdray.refs import ObjectRef
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend
 from fsdray.session import Session
 
 T = TypeVar("T")
 
 
-def init(backend: str | None = None, **options: Any) -> None:
+def init(
+    backend: str | None = None,
+    *,
+    runtime_env: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
     """Start the session of this process; the first remote call does so by itself.
 
     Parameters
     ----------
     backend : ``"local"`` (the default), or another installed backend.
+    runtime_env : what all calls find around them; a call's own option adds to it, and wins. See
+        `fsdray.remote.TaskOptions`.
     **options : see `fsdray.settings.Settings`.
 
     Raises
@@ -39,6 +47,7 @@ def init(backend: str | None = None, **options: Any) -> None:
     if session.is_open():
         raise FsdrayError("a session is open; call fsdray.shutdown() before another init")
     chosen = settings.resolve({"backend": backend, **options})
+    surroundings = RuntimeEnv.of(runtime_env)
     connect = _backend(chosen.backend)
     load_prices(chosen.prices)  # a bad table is known now, not after the run
     set_outermost(Meter())
@@ -48,7 +57,9 @@ def init(backend: str | None = None, **options: Any) -> None:
     except KeyboardInterrupt:
         loop.finish(_undone(connecting))
         raise
-    session.set_current(Session(connected, chosen, is_driver=True))
+    here = Session(connected, chosen, is_driver=True)
+    here.runtime_env = surroundings
+    session.set_current(here)
     atexit.register(_end)
 
 

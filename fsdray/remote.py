@@ -61,9 +61,13 @@ class TaskOptions:
     preload : modules that the function needs, or ``"module:function"`` to call; a platform that
         can loads them once for all calls.
     runtime_env : a dict with any of ``env_vars`` (a dict of texts, set while the call runs),
-        ``working_dir`` (a directory whose files travel; the call runs in a copy of it) and
-        ``py_modules`` (paths and modules to travel though nothing imports them by name). Calls
-        that the call makes have the same, unless they say otherwise.
+        ``working_dir`` (a directory whose files travel; the call runs in a copy of it),
+        ``py_modules`` (paths and modules to travel though nothing imports them by name) and
+        ``pip`` (a list of requirements, or the path of a file of them). Calls that the call makes
+        have the same, unless they say otherwise. Packages are installed here, once, by this
+        interpreter's pip with your configuration of it; they are kept (``fsdray.init(cache=)``)
+        and come before what is installed where functions run. A requirement without an exact
+        version stays as it was first installed for as long as it is kept.
     """
 
     num_returns: int = 1

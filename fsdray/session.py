@@ -37,6 +37,7 @@ class Session(Values):
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
         self.environment = Environment()  # inside a task, what its own call was given
+        self.runtime_env: RuntimeEnv | None = None  # of all calls that the driver makes
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
         self._stored: set[str] = set()  # digests of bundles
         self._ship_lock = threading.Lock()
@@ -67,7 +68,7 @@ class Session(Values):
         function = self._send_function(submission.function)
         # The user's own modules are nowhere before a call brings them.
         preload = [name for name in submission.preload if not modules.is_own(name)]
-        if preload:
+        if preload and environment.packages is None:  # which may bring another version of it
             self.backend.functions.prepare(preload)
         count = submission.num_returns if size is None else size
         entries = [
@@ -130,16 +131,23 @@ class Session(Values):
             self._store(bundles.values())
             digests = tuple(bundle.digest for bundle in bundles.values())
             environment = Environment(digests)
-        if runtime_env is None:
-            return environment
+        for each in (self.runtime_env, runtime_env):
+            if each is not None:
+                environment = self._with(environment, each)
+        return environment
+
+    def _with(self, environment: Environment, runtime_env: RuntimeEnv) -> Environment:
+        """What a call finds around it, and what this says of it, which wins."""
         given = runtime_env.shipped
+        packages = runtime_env.packages(self.settings.cache_directory)
         working_dir, named = runtime_env.bundles()
-        self._store([*named, *([working_dir] if working_dir else [])])
+        self._store([*named, *(each for each in (working_dir, packages) if each)])
         digests = tuple(bundle.digest for bundle in named)
         return Environment(
             tuple(dict.fromkeys((*digests, *given.modules, *environment.modules))),
             working_dir.digest if working_dir else given.working_dir or environment.working_dir,
             tuple(dict((*environment.env_vars, *given.env_vars, *runtime_env.env_vars)).items()),
+            packages.digest if packages else given.packages or environment.packages,
         )
 
     def _store(self, bundles: Iterable[Bundle]) -> None:

@@ -291,12 +291,13 @@ class Gang:
 class Environment:
     """What a call finds around it; the calls that it makes find the same.
 
-    `modules` and `working_dir` are digests of bundles (`fsdray.modules`).
+    `modules`, `working_dir` and `packages` are digests of bundles (`fsdray.modules`).
     """
 
     modules: tuple[str, ...] = ()
     working_dir: str | None = None
     env_vars: tuple[tuple[str, str], ...] = ()
+    packages: str | None = None
 
 
 @dataclass(frozen=True)
