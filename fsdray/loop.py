@@ -122,12 +122,11 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     FsdrayError
         on the loop itself, which would wait for itself for ever.
     """
-    if _is_here():
+    try:
+        refuse()
+    except FsdrayError:
         coroutine.close()
-        raise FsdrayError(
-            "this would wait on fsdray's own event loop for itself: in a coroutine that "
-            "fsdray runs, await instead (a ref, or a method of AsyncCommunicator)"
-        )
+        raise
     future = submit(coroutine)
     try:
         return future.result()
@@ -153,11 +152,17 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     return future.result()
 
 
-def _is_here() -> bool:
+def refuse() -> None:
+    """Raise `FsdrayError` on the loop's own thread, where plain code that waits waits for ever."""
     try:
-        return asyncio.get_running_loop() is _loop
+        is_here = asyncio.get_running_loop() is _loop
     except RuntimeError:
-        return False
+        return
+    if is_here:
+        raise FsdrayError(
+            "this would wait on fsdray's own event loop for itself: in a coroutine that "
+            "fsdray runs, await instead (a ref, or a method of AsyncCommunicator)"
+        )
 
 
 def _after_fork() -> None:

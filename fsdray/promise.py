@@ -103,6 +103,7 @@ def wait(
 
     `timeout` is in seconds; with None it waits for ever.
     """
+    loop.refuse()
     over = threading.Event()
     lock = threading.Lock()
     left = count

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from fsdray import failure, gang, loop, modules, wire
+from fsdray import decoding, failure, gang, loop, modules, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
@@ -211,6 +211,8 @@ class Session(Values):
                 failed = next((value for value in reply.values if value.failed), None)
                 if failed is None:
                     return tuple(reply.values)
+                if not retry.retry_exceptions:
+                    return (failed,)
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
                     return (failed,)
@@ -219,11 +221,11 @@ class Session(Values):
     async def _failure(self, payload: Payload) -> BaseException:
         """The exception that a failed payload stands for."""
         if isinstance(payload, Inline):
-            return failure.decode(payload.data)
+            return await decoding.run(failure.decode, payload.data)
         blob = await self.backend.objects.get(payload.key)
         if blob is None:
             return ObjectLost(f"the failure {payload.key!r} is no longer kept")
-        return failure.decode(blob.data)
+        return await decoding.run(failure.decode, blob.data)
 
     async def _run_gang(
         self,

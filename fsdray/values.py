@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import queue
 import secrets
@@ -13,9 +14,10 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
-from fsdray import failure, loop, output, promise, wire
+from fsdray import decoding, failure, loop, output, promise, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.loop import Job
 from fsdray.promise import Promise
@@ -214,20 +216,32 @@ class Values:
         """A future of the value itself."""
         entry = ref._entry
         result: Future[Any] = Future()
+        is_nested = decoding.is_here()
 
-        async def resolve() -> None:
-            if not result.set_running_or_notify_cancel():
-                return
-            try:
-                await self.start(entry).there()
-                await self._fetch([entry])
-                value, failed = self._outcome(entry)
-            except BaseException as error:
-                value, failed = None, error
+        def settle(failed: BaseException | None) -> None:
+            value = None
+            if failed is None:
+                try:
+                    value, failed = self._outcome(entry)
+                except BaseException as error:
+                    # What the value's own unpickling raises is for who asked.
+                    failed = error
             if failed is None:
                 result.set_result(value)
             else:
                 result.set_exception(failed)
+
+        async def resolve() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            failed: BaseException | None = None
+            try:
+                await self.start(entry).there()
+                await self._fetch([entry])
+            except BaseException as error:
+                failed = error
+            work = partial(contextvars.copy_context().run, settle, failed)
+            decoding.submit(work, is_nested=is_nested)
 
         loop.submit(resolve())
         return result
