@@ -80,17 +80,18 @@ def at_once(count: int, seed: int) -> dict[str, Any]:
     """Submit everything, then get it in order; twice."""
     report: dict[str, Any] = {}
     for lap in ("first", "second"):
+        tenths, begin = Tenths(count), time.perf_counter()
+        refs = []
+        for number in range(count):
+            refs.append(same.remote(number))
+            tenths.reached(number + 1)
+        report[lap] = {"submitted": tenths.report()}
         tenths = Tenths(count)
-        begin = time.perf_counter()
-        refs = [same.remote(number) for number in range(count)]
-        submitted = time.perf_counter() - begin
-        after_submit = anonymous() / MB
         for i in range(0, count, WINDOW):
             stop = min(i + WINDOW, count)
             assert fsd.get(refs[i:stop]) == list(range(i, stop))
             tenths.reached(stop)
-        report[lap] = tenths.report()
-        report[lap] |= {"submit_seconds": submitted, "submitted_mb": after_submit}
+        report[lap] |= tenths.report()
         report[lap]["rate"] = count / (time.perf_counter() - begin)
         del refs
         gc.collect()
@@ -195,22 +196,25 @@ def told(program: str, report: dict[str, Any]) -> str:
             f"{report['killed_from_outside']} workers were killed, which cost "
             f"{report['lost_to_kills']} attempts; all values right, all attempts counted"
         )
-    lines = []
-    for lap in [report] if program == "windows" else [report["first"], report["second"]]:
-        rates, mb = lap["rates"], lap["mb"]
-        lines += [
-            f"{program:8} tasks/s by tenth {' '.join(f'{rate:,.0f}' for rate in rates)}"
-            f" (last three / first three: "
-            f"{statistics.median(rates[-3:]) / statistics.median(rates[:3]):.2f})",
-            f"{'':8} caller's MB {' '.join(f'{each:.1f}' for each in mb)}"
-            f" (last tenth {mb[-1] - mb[-2]:+.1f})",
-        ]
-        if program == "at-once":
-            lines.append(
-                f"{'':8} {lap['rate']:,.0f}/s in all; submitted in {lap['submit_seconds']:.1f} s, "
-                f"then {lap['submitted_mb']:.1f} MB; {lap['left_mb']:.1f} MB when refs were dropped"
-            )
-    return "\n".join(lines)
+    if program == "windows":
+        return f"windows  {by_tenth('tasks', report)}"
+    return "\n".join(
+        f"at-once  {lap} lap: {of_lap['rate']:,.0f}/s in all, "
+        f"{of_lap['left_mb']:.1f} MB when all refs were dropped\n"
+        f"{'':9}{by_tenth('submitted', of_lap['submitted'])}\n{'':9}{by_tenth('got', of_lap)}"
+        for lap, of_lap in report.items()
+    )
+
+
+def by_tenth(what: str, report: dict[str, Any]) -> str:
+    """Speed and memory along the way."""
+    rates, mb = report["rates"], report["mb"]
+    change = statistics.median(rates[-3:]) / statistics.median(rates[:3])
+    return (
+        f"{what}/s by tenth {' '.join(f'{rate:,.0f}' for rate in rates)}"
+        f" (last three / first three: {change:.2f}); "
+        f"caller's MB {' '.join(f'{each:.1f}' for each in mb)}"
+    )
 
 
 def main() -> None:
