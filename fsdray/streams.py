@@ -54,11 +54,10 @@ class ObjectRefGenerator(Generic[T]):
         while True:
             head = stream.head
             stream.session.settle(head)
-            try:
-                if stream.take(head):
-                    return ObjectRef(head)
-            except Ended:
-                raise StopIteration from None
+            if stream.take(head):
+                return ObjectRef(head)
+            if _is_end(head):
+                raise StopIteration
 
     def __aiter__(self) -> ObjectRefGenerator[T]:
         return self
@@ -68,11 +67,10 @@ class ObjectRefGenerator(Generic[T]):
         while True:
             head = stream.head
             await asyncio.wrap_future(stream.session.settling(head))
-            try:
-                if stream.take(head):
-                    return ObjectRef(head)
-            except Ended:
-                raise StopAsyncIteration from None
+            if stream.take(head):
+                return ObjectRef(head)
+            if _is_end(head):
+                raise StopAsyncIteration
 
     def close(self) -> None:
         """Stop the function, as `fsdray.cancel` does; refs that were taken stay good."""
@@ -97,7 +95,7 @@ class ObjectRefGenerator(Generic[T]):
         """Whether `next` would return a ref at once."""
         stream = self._stream
         head = stream.session.start(stream.head)
-        return head.done() and not isinstance(head.exception(), Ended)
+        return head.done() and not isinstance(head.exception(), _Ended)
 
     def task_id(self) -> str:
         """The id of the call."""
@@ -123,8 +121,8 @@ class ObjectRefGenerator(Generic[T]):
             stream.close(is_stopped=False)
 
 
-class Ended(Exception):
-    """There are no more items."""
+class _Ended(Exception):
+    """Stands for an item where there is none; never raised."""
 
 
 class Stream:
@@ -152,20 +150,11 @@ class Stream:
         self.session.streams[self.task] = self
 
     def take(self, head: Entry) -> bool:
-        """Take the settled head out; False where another thread was faster.
-
-        Raises
-        ------
-        Ended
-            where it is no item.
-        """
+        """Take the settled head out; False where it is the end, or another thread was faster."""
         with self._lock:
-            if head is not self.head:
+            if head is not self.head or _is_end(head):
                 return False
-            error = head.payload.exception()
-            if isinstance(error, Ended):
-                raise error.with_traceback(None)
-            is_last = error is not None or head.payload.result().failed
+            is_last = head.state() == "failed"
             if not is_last:
                 self._kept[self.taken] = head
             self.taken += 1
@@ -192,7 +181,7 @@ class Stream:
             return self._is_closed
         head = self.head
         self.session.settle(head)  # one look, now that nothing more is written
-        return isinstance(head.payload.exception(), Ended)
+        return _is_end(head)
 
     def close(self, *, is_stopped: bool) -> None:
         """Nobody takes items any more; stop the call, or let it run for who waits for its end."""
@@ -204,7 +193,7 @@ class Stream:
         self.session.drop(head)
         if self.session.is_closed or self._pid != os.getpid():
             return
-        is_exhausted = head.payload.done() and isinstance(head.payload.exception(), Ended)
+        is_exhausted = head.payload.done() and _is_end(head)
         # Who is kept back until items are taken would never come to an end.
         is_wanted = self._ahead is None and (
             self._end.escaped or (self._completed is not None and self._completed() is not None)
@@ -229,7 +218,7 @@ class Stream:
 
     def _at_end(self) -> Entry:
         entry = Entry(self.session, f"{self.task}-{self.taken}", self._end.label)
-        entry.payload.set_exception(Ended())
+        entry.payload.set_exception(_Ended())
         return entry
 
     async def _arrive(self, entry: Entry) -> None:
@@ -245,7 +234,7 @@ class Stream:
             elif self._end.payload.result().failed:
                 entry.payload.set_result(await self._failure())
             else:
-                entry.payload.set_exception(Ended())
+                entry.payload.set_exception(_Ended())
         except BaseException as error:
             # Whoever waits for the item must learn that it will not come.
             is_cancelled = isinstance(error, asyncio.CancelledError)
@@ -417,6 +406,10 @@ class FirstItems:
             name = getattr(self.function, "__name__", "the function")
             raise ValueError(f"{name} has num_returns={self.count}, but yielded {len(first)} items")
         return first[0] if self.count == 1 else first
+
+
+def _is_end(head: Entry) -> bool:
+    return isinstance(head.payload.exception(), _Ended)
 
 
 async def _appeared(here: Values, key: str) -> Blob:
