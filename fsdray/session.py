@@ -15,7 +15,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from fsdray import decoding, failure, gang, loop, modules, wire
+from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
@@ -72,7 +72,11 @@ class Session(Values):
             self.backend.functions.prepare(preload)
         count = submission.num_returns if size is None else size
         entries = [
-            Entry(self, f"{task}-{i}", f"{submission.name}[{i}]" if size else submission.name)
+            Entry(
+                self,
+                streams.end_id(task) if submission.items else f"{task}-{i}",
+                f"{submission.name}[{i}]" if size else submission.name,
+            )
             for i in range(count)
         ]
         given_refs = [
@@ -94,6 +98,7 @@ class Session(Values):
             timeout=submission.timeout,
             settings=self.settings,
             environment=environment,
+            items=submission.items,
         )
         if size is None:
             garbage = [arguments]
@@ -216,7 +221,7 @@ class Session(Values):
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
                     return (failed,)
-            call = dataclasses.replace(call, attempt=call.attempt + 1)
+            call = streams.again(call, self)
 
     async def _failure(self, payload: Payload) -> BaseException:
         """The exception that a failed payload stands for."""

@@ -18,12 +18,14 @@ from typing import Any
 from fsdray import (
     collective,
     context,
+    coroutines,
     environment,
     failure,
     gang,
     loop,
     modules,
     session,
+    streams,
     values,
     wire,
 )
@@ -107,7 +109,10 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         with around:
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
-            value = function(*args, **kwargs)
+            value = coroutines.finished(here, function(*args, **kwargs))
+            if call.items is not None:
+                streams.produce(here, call, value)
+                value = None
             results = _values(call, value, len(returns))
             payloads = [
                 _send(here, call, key, wire.encode(each))
