@@ -167,7 +167,7 @@ class Session(Values):
         for job in list(self._underway):
             job.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.flush(), 5)
+            await asyncio.wait_for(self._over(), 5)
         await self.backend.close()
 
     # Inside

@@ -340,6 +340,9 @@ class Values:
         """
         for stream in list(self.streams.values()):
             stream.close(is_stopped=False)
+        await self._over()
+
+    async def _over(self) -> None:
         while self._underway:
             over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._flushing.append(over)
