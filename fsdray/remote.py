@@ -388,6 +388,9 @@ def remote(**options: Any) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]: 
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function remote: ``@fsdray.remote`` or ``@fsdray.remote(memory=2048, timeout=60)``.
 
+    An ``async def`` function runs to its end, as by `asyncio.run`; it can await refs. A call of a
+    generator function is an `ObjectRefGenerator`.
+
     Parameters
     ----------
     **options : see `TaskOptions`.
