@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -74,7 +75,8 @@ def test_thousands_of_tasks_are_right_while_workers_are_killed() -> None:
         if i % 50 == 25:  # and some that did nothing to deserve it
             workers = sorted(processes() - {template})
             if workers:
-                os.kill(rng.choice(workers), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it was faster
+                    os.kill(rng.choice(workers), signal.SIGKILL)
     found = fsd.get(refs)
     assert [number for number, _ in found] == list(range(TASKS))
     asked = [ref.receipt().requests["invoke"] for ref in refs]
