@@ -2,7 +2,8 @@
 
 In the checkout's directory, this sets up what is needed, and runs it (about 15 minutes)::
 
-    python -m venv .venv-bench && .venv-bench/bin/pip install -e . -r benchmarks/requirements.txt
+    python -m venv .venv-bench
+    .venv-bench/bin/pip install -e . -r benchmarks/requirements.txt
     .venv-bench/bin/python benchmarks/tasks.py --json tasks.json --plot tasks.svg
 
 Every measurement is a fresh process (``systems.py``), and the systems take turns: fsdray, Ray,
