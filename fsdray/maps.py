@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fsdray import failure, session
+from fsdray import coroutines, failure, session
 from fsdray.errors import SettingsError, TaskError
 from fsdray.failure import Failure
 from fsdray.refs import ObjectRef
@@ -193,7 +193,7 @@ def _chunk_of(
         results: list[Any] = []
         for args in items:
             try:
-                results.append(function(*args))
+                results.append(coroutines.finished(function(*args)))
             except Exception as error:
                 if not captures:
                     raise

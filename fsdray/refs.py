@@ -6,7 +6,6 @@ session's.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -53,7 +52,7 @@ class ObjectRef(Generic[T_co]):
         return Receipt(self._entry.counts, load_prices(self._entry.session.settings.prices))
 
     def __await__(self) -> Generator[Any, None, T_co]:
-        return asyncio.wrap_future(self.future()).__await__()
+        return self._entry.session.awaited(self).__await__()
 
     def __repr__(self) -> str:
         return f"ObjectRef({self._entry.label}, {self._entry.state()})"

@@ -17,7 +17,7 @@ from typing import Any
 from fsdray import failure, gang, loop, modules, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
-from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
+from fsdray.errors import ObjectLost, PlatformError, SessionError, SettingsError, TaskCancelled
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
@@ -36,6 +36,7 @@ class Session(Values):
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
         self.environment = Environment()  # inside a task, what its own call was given
+        self.runtime_env: RuntimeEnv | None = None  # of all calls that the driver makes
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
         self._stored: set[str] = set()  # digests of bundles
         self._ship_lock = threading.Lock()
@@ -53,7 +54,7 @@ class Session(Values):
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
         if self._closed:
-            raise FsdrayError("this session was shut down; call fsdray.init() for a new one")
+            raise SessionError("this session was shut down; call fsdray.init() for a new one")
         self.check(submission.memory, submission.timeout, submission.world_size)
         task = self.new_id()
         size = submission.world_size
@@ -122,8 +123,13 @@ class Session(Values):
             self._store(bundles.values())
             digests = tuple(bundle.digest for bundle in bundles.values())
             environment = Environment(digests)
-        if runtime_env is None:
-            return environment
+        for each in (self.runtime_env, runtime_env):
+            if each is not None:
+                environment = self._with(environment, each)
+        return environment
+
+    def _with(self, environment: Environment, runtime_env: RuntimeEnv) -> Environment:
+        """What a call finds around it, and what this says of it, which wins."""
         given = runtime_env.shipped
         working_dir, named = runtime_env.bundles()
         self._store([*named, *([working_dir] if working_dir else [])])

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_futures
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from fsdray import failure, loop, wire
@@ -34,6 +34,8 @@ class Entry:
         self.id = entry_id
         self.label = label
         self.payload: Future[Payload] = Future()
+        # Underway: who stops waiting for it does not cancel it for the others.
+        self.payload.set_running_or_notify_cancel()
         self.view: Buffer | None = None  # the bytes, once they were fetched
         self.escaped = False
         self.gang: tuple[str, int] | None = None  # of a gang's rank: its gang and its rank
@@ -69,6 +71,8 @@ class Values:
         # Reentrant: an entry may be collected, and forgotten, while this thread holds it.
         self._lock = threading.RLock()
         self._closed = False
+        self._waits = 0  # of a task for others, on all threads and coroutines
+        self._place = ExitStack()  # holds what gives its place to others meanwhile
 
     def put(self, value: Any) -> ObjectRef[Any]:
         """Store a value in objects and return its ref."""
@@ -189,6 +193,11 @@ class Values:
         loop.submit(resolve())
         return result
 
+    async def awaited(self, ref: ObjectRef[Any]) -> Any:
+        """The value, for a coroutine on a loop that is not ours."""
+        with self._yielded([self.start(ref._entry)]):
+            return await asyncio.wrap_future(self.future(ref))
+
     def receive(self, entry_id: str, label: str) -> ObjectRef[Any]:
         """A ref to a value that another process holds or makes."""
         with self._lock:
@@ -202,6 +211,8 @@ class Values:
 
     def escape(self, entry: Entry) -> None:
         """A ref is leaving this process: keep its value in objects until the session ends."""
+        if self._closed:
+            raise ObjectLost(f"the value of {entry.label} went with its session, which is over")
         with self._lock:
             if entry.escaped:
                 return
@@ -325,7 +336,22 @@ class Values:
         """Inside a task, waiting for others gives its concurrency to them."""
         if self.is_driver or all(future.done() for future in futures):
             return nullcontext()
-        return self.backend.functions.yielded()
+        return self._waiting()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Give this task's place to others, until the last wait of those underway is over."""
+        with self._lock:
+            self._waits += 1
+            if self._waits == 1:
+                self._place.enter_context(self.backend.functions.yielded())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waits -= 1
+                if self._waits == 0:
+                    self._place.close()
 
     def go(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         """Start work that must be over before the session ends, or the task replies."""

@@ -259,7 +259,7 @@ def test_wait_splits_refs_in_their_order() -> None:
     [
         (lambda: fsd.get(3), ValueError),
         (lambda: fsd.get((fsd.put(1),)), ValueError),
-        (lambda: fsd.get([1]), ValueError),
+        (lambda: fsd.get([1]), TypeError),
         (lambda: fsd.get(fsd.put(1), timeout=-1), ValueError),
         (lambda: fsd.put(fsd.put(1)), TypeError),
         (lambda: fsd.wait(fsd.put(1)), TypeError),

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from fsdray import session
-from fsdray.errors import FsdrayError, SettingsError, TaskCancelled
+from fsdray.errors import FsdrayError, SessionError, SettingsError, TaskCancelled
 from fsdray.executor import Executor, Pickled, waiting
 
 _AHEAD = 4  # chunks a process that imap reads before their results are taken
@@ -203,7 +203,7 @@ class Pool:
 
     def _submit(self, job: Pickled, *args: Any) -> Future[Any]:
         if self._session._closed:
-            raise FsdrayError("the session of this pool was shut down: make a new pool")
+            raise SessionError("the session of this pool was shut down: make a new pool")
         return self._executor._submit(self._session, job, args, {})
 
     def _job(self, run: Callable[..., Any], func: Callable[..., Any]) -> Pickled:
