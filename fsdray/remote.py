@@ -167,13 +167,16 @@ class RemoteFunction(Generic[P, R]):
     __qualname__: str
 
     def __init__(self, function: Callable[P, R], options: TaskOptions) -> None:
+        if not hasattr(function, "__name__"):  # a partial, or an object that can be called
+            told = getattr(function, "func", type(function))
+            self.__name__, self.__qualname__ = told.__name__, told.__qualname__
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
         self._signature = _signature(function)
         self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str]] | None = None
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start a call.
 
         Returns
@@ -306,7 +309,7 @@ class RemoteFunction(Generic[P, R]):
         other._pickled = self._pickled
         return other
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         raise TypeError(
             f"{self.__name__} is a remote function: call {self.__name__}.remote(...) to run it "
             f"elsewhere, or {self.__name__}.__wrapped__(...) to run it here"
