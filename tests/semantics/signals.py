@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 from pathlib import Path
 
 
@@ -48,6 +49,11 @@ class Bell:
         """Wait until it was rung so often."""
         for _ in range(times):
             os.read(self._pipe, 1)
+
+    def is_silent(self) -> bool:
+        """Whether it was not rung since it was heard."""
+        ready, _, _ = select.select([self._pipe], [], [], 0)
+        return not ready
 
     def __getstate__(self) -> dict[str, Path]:
         return {"path": self.path}

@@ -175,8 +175,8 @@ def test_coroutine_functions_that_await_give_their_place_to_others(bare: Any) ->
 
 
 names = differs(
-    "A remote function is shown by its name, and has `__name__`, `__doc__` and `__wrapped__` (Ray: "
-    "`_function`), as `functools.wraps` gives them."
+    "A remote function is shown by its name, and has `__name__`, `__doc__` and `__wrapped__` "
+    "(Ray: `_function`), as `functools.wraps` gives them."
 )
 
 

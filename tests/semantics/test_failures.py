@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -63,9 +64,10 @@ def test_a_users_own_type_can_be_caught_with_its_fields(ray: Any) -> None:
 
 
 whole = differs(
-    "What is raised is the task's exception itself, under its own type's name, with its `args` and "
-    "fields, and a real traceback through the remote frames: `error.cause` is the error itself. Ray "
-    "raises a `RayTaskError(KeyError)` whose text holds the traceback and whose `cause` is the original."
+    "What is raised is the task's exception itself, under its own type's name, with its `args` "
+    "and fields, and a real traceback through the remote frames: `error.cause` is the error "
+    "itself. Ray raises a `RayTaskError(KeyError)` whose text holds the traceback and whose "
+    "`cause` is the original."
 )
 
 
@@ -94,19 +96,18 @@ def test_the_exception_is_whole(ray: Any, fail: Any) -> None:
 def test_an_exception_that_cannot_be_pickled_arrives_as_text(ray: Any) -> None:
     @ray.remote
     def strange():
-        class Strange(Exception):
-            def __reduce__(self):
-                raise RuntimeError("no")
-
-        raise Strange("still told")
+        error = Told("still told")
+        error.lock = threading.Lock()
+        raise error
 
     with pytest.raises(ray.exceptions.RayTaskError, match="still told"):
         ray.get(strange.remote())
 
 
 unloadable = differs(
-    "An exception that can be pickled but not unpickled (its `__init__` takes other arguments than "
-    "its `args`) is a `RayTaskError` that tells its type and text, not an `UnserializableException`."
+    "An exception that can be pickled but not unpickled (its `__init__` takes other arguments "
+    "than its `args`) is a `RayTaskError` that tells its type and text, not an "
+    "`UnserializableException`."
 )
 
 
@@ -138,8 +139,8 @@ def test_an_exception_that_cannot_be_unpickled_arrives_as_text(ray: Any) -> None
 
 
 interrupts = differs(
-    "A `KeyboardInterrupt` that a task raises itself arrives as one (it is a `RayTaskError` too, so "
-    "`except Exception` catches it). Ray takes it for a cancellation."
+    "A `KeyboardInterrupt` that a task raises itself arrives as one (it is a `RayTaskError` too, "
+    "so `except Exception` catches it). Ray takes it for a cancellation."
 )
 
 
@@ -294,9 +295,10 @@ def test_an_exception_that_passes_gives_the_value(ray: Any, tally: Any) -> None:
 
 
 deaths = differs(
-    "A task has a time limit (`timeout`, 900 seconds unless said otherwise) and its own memory limit. "
-    "What used up either is not tried again, whatever `max_retries` says: it would do so again, and be "
-    "billed again. Ray has no time limit, kills for memory when the machine is full, and tries again."
+    "A task has a time limit (`timeout`, 900 seconds unless said otherwise) and its own memory "
+    "limit. What used up either is not tried again, whatever `max_retries` says: it would do so "
+    "again, and be billed again. Ray has no time limit, kills for memory when the machine is "
+    "full, and tries again."
 )
 
 

@@ -48,8 +48,9 @@ def test_refs_can_stand_in_annotations(ray: Any) -> None:
 
 
 shown = differs(
-    "A ref is shown as its task's name and state, and its id (`hex()`, `id`) is text that no other "
-    "ref of the session has: there are no `binary`, `task_id`, `job_id`, nor `ray.ObjectID`."
+    "A ref is shown as its task's name and state, and its id (`hex()`, `id`) is text that no "
+    "other ref of the session has: there are no `binary`, `task_id`, `job_id`, nor "
+    "`ray.ObjectID`."
 )
 
 
