@@ -4,6 +4,8 @@ The errors themselves, and what each says, are in `fsdray.errors`. Several of Ra
 error of ours; those of actors and of clusters stand for what cannot happen here, and are not there.
 """
 
+from typing import NoReturn
+
 from fsdray.errors import FsdrayError as RayError
 from fsdray.errors import FunctionCrashed as NodeDiedError
 from fsdray.errors import FunctionCrashed as WorkerCrashedError
@@ -45,3 +47,8 @@ __all__ = [
     "TaskUnschedulableError",
     "WorkerCrashedError",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    why = ": what it tells of, in actors or clusters, cannot happen here" * name.endswith("Error")
+    raise AttributeError(f"module 'fsdray.exceptions' has no attribute {name!r}{why}")

@@ -217,6 +217,8 @@ def test_a_class_is_refused_with_the_reason(ray: Any) -> None:
     for name in ("get_actor", "kill", "method"):
         with pytest.raises(AttributeError, match="not actors"):
             getattr(ray, name)
+    with pytest.raises(AttributeError, match="actors"):
+        _ = ray.exceptions.RayActorError
 
 
 def test_what_a_function_refers_to_goes_with_it(ray: Any) -> None:

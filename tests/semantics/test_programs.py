@@ -47,6 +47,8 @@ def test_a_program_for_ray_runs(name: str, system: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
-    assert [line.startswith(told) for line, told in zip(printed, PRINTS[name], strict=True)] == [
-        True
-    ] * len(PRINTS[name]), printed
+    if system == "fsdray":  # Ray's own messages come between
+        assert len(printed) == len(PRINTS[name]), printed
+    left = iter(printed)
+    for told in PRINTS[name]:
+        assert any(line.startswith(told) for line in left), (told, printed)
