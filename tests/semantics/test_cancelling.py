@@ -24,8 +24,8 @@ def held(ray: Any) -> Any:
 def busy(ray: Any) -> Any:
     @ray.remote(max_retries=0)
     def busy(bell, tally):
-        bell.ring()
         try:
+            bell.ring()
             while True:  # Ray interrupts Python code, not what waits in C
                 pass
         except KeyboardInterrupt:
