@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from fsdray import from_ray, loop, session, settings
+from fsdray import from_ray, loop, output, session, settings
 from fsdray.costs.meter import Meter, ambient, count, set_outermost
 from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import SessionError, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.runtime_env import RuntimeEnv
+from fsdray.services import Backend
 from fsdray.session import Session
+from fsdray.streams import ObjectRefGenerator
 
 T = TypeVar("T")
 
@@ -84,11 +89,16 @@ def init(
     connect = _backend(chosen.backend)
     load_prices(chosen.prices)  # a bad table is known now, not after the run
     set_outermost(Meter())
-    connected = loop.run(connect(chosen, count))
+    connecting = loop.submit(connect(chosen, count))
+    try:
+        connected = connecting.result()
+    except KeyboardInterrupt:
+        loop.finish(_undone(connecting))
+        raise
     here = Session(connected, chosen, is_driver=True)
     here.runtime_env = surroundings
     session.set_current(here)
-    atexit.register(shutdown)
+    atexit.register(_end)
     return Connected(chosen)
 
 
@@ -105,8 +115,9 @@ def shutdown() -> None:
         if not here.is_driver:
             raise SessionError("a task cannot shut down its caller's session")
         session.set_current(None)
-        atexit.unregister(shutdown)
-        loop.run(here.close())
+        atexit.unregister(_end)
+        loop.finish(here.close())
+        output.flush()
 
 
 def receipt() -> Receipt:
@@ -156,14 +167,13 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         where something in the list is not a ref.
     """
     many = isinstance(refs, list)
-    if not many and not isinstance(refs, ObjectRef):
-        raise ValueError(
-            f"get takes an ObjectRef or a list of them, not {type(refs).__name__} {refs!r}"[:120]
-        )
     wanted = refs if many else [refs]
     for ref in wanted:
         if not isinstance(ref, ObjectRef):
-            raise TypeError(f"get takes a list of refs, not of {type(ref).__name__}")
+            wrong = f"get takes an ObjectRef or a list of them, not {type(ref).__name__}"
+            if isinstance(ref, ObjectRefGenerator):
+                wrong += ": iterate over it for its refs"
+            raise TypeError(wrong) if many else ValueError(f"{wrong} {ref!r}"[:120])
     _check_timeout(timeout)
     if not wanted:
         return []
@@ -205,11 +215,12 @@ def wait(
     Returns
     -------
     (ready, not_ready)
-        in the order of `refs`; `ready` has at most `num_returns`.
+        in the order of `refs`; `ready` has at most `num_returns`. An `ObjectRefGenerator` is ready
+        where `next` need not wait for it.
     """
     if not isinstance(refs, list):
         raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
-    if any(not isinstance(ref, ObjectRef) for ref in refs):
+    if any(not isinstance(ref, ObjectRef | ObjectRefGenerator) for ref in refs):
         raise TypeError("wait takes a list of refs")
     if len(set(refs)) != len(refs):
         raise ValueError("wait takes each ref once")
@@ -236,13 +247,20 @@ def as_completed(
         where not all have come in time.
     """
     if any(not isinstance(ref, ObjectRef) for ref in refs):
-        raise TypeError("as_completed takes a list of refs")
+        raise TypeError(
+            "as_completed takes a list of refs; the refs of an ObjectRefGenerator come in order "
+            "from itself, and wait takes several generators"
+        )
     _check_timeout(timeout)
     return session.current().completed(list(refs), timeout)
 
 
-def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Stop a task; of a gang's ref, the whole gang. Its values raise `TaskCancelled`.
+
+    Of a generator, items that were made before stay good, and the next ref raises.
 
     A task that has not started never will. One that runs is stopped at once on the local backend:
     its process is killed, and the tasks that it started are stopped within a second. Where its
@@ -253,11 +271,25 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     force : for Ray's programs: it makes no difference, since there is no gentler way.
     recursive : must be True: what a task started does not outlive it.
     """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel takes a ref, not {type(ref).__name__}")
     if not recursive:
         raise SettingsError("recursive=False: what a task started does not outlive it here")
     session.current().cancel(ref)
+
+
+def _end() -> None:
+    # A second Ctrl-C, while the first one's end is waited for, has nothing new to say.
+    with suppress(KeyboardInterrupt):
+        shutdown()
+
+
+async def _undone(connecting: Future[Backend]) -> None:
+    """End what an interrupted `init` has begun to start."""
+    connected = await asyncio.wrap_future(connecting)
+    await connected.close()
 
 
 def _check_timeout(timeout: float | None) -> None:

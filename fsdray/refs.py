@@ -6,6 +6,7 @@ session's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -52,7 +53,8 @@ class ObjectRef(Generic[T_co]):
         return Receipt(self._entry.counts, load_prices(self._entry.session.settings.prices))
 
     def __await__(self) -> Generator[Any, None, T_co]:
-        return self._entry.session.awaited(self).__await__()
+        session = self._entry.session
+        return asyncio.wrap_future(session.awaited(session.future(self))).__await__()
 
     def __repr__(self) -> str:
         return f"ObjectRef({self._entry.label}, {self._entry.state()})"
