@@ -35,6 +35,10 @@ class RuntimeContext:
         """`task_name`, under Ray's name."""
         return self.task_name
 
+    def get_node_id(self) -> str:
+        """The machine that this runs on, as far as it has a name."""
+        return socket.gethostname()
+
     def get_worker_id(self) -> str:
         """The process that this runs in."""
         return f"{socket.gethostname()}-{os.getpid()}"

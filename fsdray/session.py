@@ -18,7 +18,7 @@ from typing import Any
 from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
-from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
+from fsdray.errors import ObjectLost, PlatformError, SessionError, SettingsError, TaskCancelled
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
@@ -55,7 +55,7 @@ class Session(Values):
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
         if self._closed:
-            raise FsdrayError("this session was shut down; call fsdray.init() for a new one")
+            raise SessionError("this session was shut down; call fsdray.init() for a new one")
         self.check(submission.memory, submission.timeout, submission.world_size)
         task = self.new_id()
         size = submission.world_size

@@ -271,6 +271,8 @@ class Values:
 
     def escape(self, entry: Entry) -> None:
         """A ref is leaving this process: keep its value in objects until the session ends."""
+        if self._closed:
+            raise ObjectLost(f"the value of {entry.label} went with its session, which is over")
         with self._lock:
             if entry.escaped:
                 return

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from fsdray import (
 )
 from fsdray.context import RuntimeContext
 from fsdray.costs.meter import Meter, set_outermost
-from fsdray.errors import FsdrayError, ObjectLost, RankFailed
+from fsdray.errors import FsdrayError, NotPicklable, ObjectLost, RankFailed
 from fsdray.services import Backend, Buffer
 from fsdray.session import Session
 from fsdray.wire import Call, Environment, Hole, Inline, Kept, Payload, RankReply, Reply
@@ -115,7 +116,7 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
                 value = None
             results = _values(call, value, len(returns))
             payloads = [
-                _send(here, call, key, wire.encode(each))
+                _send(here, call, key, _encoded(call, each))
                 for key, each in zip(returns, results, strict=True)
             ]
     except BaseException as error:
@@ -176,10 +177,24 @@ def _values(call: Call, value: Any, count: int) -> list[Any]:
         return [value]
     if count == 0:
         return []
-    if not isinstance(value, tuple | list) or len(value) != count:
-        got = f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
-        raise ValueError(f"{call.name} has num_returns={count}, but returned {got}")
-    return list(value)
+    wrong = f"{call.name} has num_returns={count}, but returned"
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{wrong} {type(value).__name__}")
+    # One more than wanted is enough to know: a generator may have no end.
+    returned = list(itertools.islice(value, count + 1))
+    if len(returned) != count:
+        least = "" if isinstance(value, Sized) or len(returned) < count else "at least "
+        got = len(value) if isinstance(value, Sized) else len(returned)
+        raise ValueError(f"{wrong} {least}{got} values")
+    return returned
+
+
+def _encoded(call: Call, value: Any) -> list[Buffer]:
+    try:
+        return wire.encode(value)
+    except NotPicklable as error:
+        # The user's error, not one of the session's settings.
+        raise TypeError(f"{call.name} returned what cannot be sent: {error}") from error
 
 
 def _read(here: Session, payload: Payload) -> Buffer:
