@@ -110,7 +110,7 @@ class Values:
         pending = [promise for promise in promises if not promise.done()]
         in_time = True
         if pending and not any(each.done() and _is_failed(each) for each in promises):
-            with self._yielded():
+            with self.yielded():
                 in_time = promise.wait(pending, len(pending), timeout, _is_failed)
         there = [entry for entry in entries if entry.payload.done()]
         failed = [entry for entry in there if _is_failed(entry.payload)]
@@ -140,7 +140,7 @@ class Values:
         pending = [promise for promise in promises if not promise.done()]
         missing = num_returns - (len(refs) - len(pending))
         if missing > 0:
-            with self._stopped_by_interrupt(refs), self._yielded():
+            with self._stopped_by_interrupt(refs), self.yielded():
                 promise.wait(pending, missing, timeout)
         there = (ref for ref, each in zip(refs, promises, strict=True) if each.done())
         ready = list(itertools.islice(there, num_returns))
@@ -163,7 +163,7 @@ class Values:
         for number in range(len(refs)):
             left = None if deadline is None else max(0.0, deadline - clock())
             try:
-                with self._stopped_by_interrupt(refs), self._yielded(there.empty()):
+                with self._stopped_by_interrupt(refs), self.yielded(there.empty()):
                     ref = there.get(timeout=left)
             except queue.Empty:
                 raise GetTimeout(
@@ -236,7 +236,9 @@ class Values:
                 return
             failed: BaseException | None = None
             try:
-                await self.start(entry).there()
+                # How it is waited for is not known: inside a task, as if nothing else were done.
+                with self.yielded(not entry.payload.done()):
+                    await self.start(entry).there()
                 await self._fetch([entry])
             except BaseException as error:
                 failed = error
@@ -394,7 +396,7 @@ class Values:
                     return cause
         return error
 
-    def _yielded(self, waits: bool = True) -> AbstractContextManager[None]:
+    def yielded(self, waits: bool = True) -> AbstractContextManager[None]:
         """Inside a task, waiting for others gives its concurrency to them."""
         if self.is_driver or not waits:
             return nullcontext()

@@ -128,7 +128,9 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         ]
     finally:
         if not here.is_flushed():
-            loop.run(here.flush())
+            # Its children may be waiting for the very place that it has.
+            with here.backend.functions.yielded():
+                loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 

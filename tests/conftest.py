@@ -39,10 +39,10 @@ def directories() -> set[Path]:
 
 
 @contextmanager
-def clean_session() -> Iterator[None]:
+def clean_session(concurrency: int = 40) -> Iterator[None]:
     """A local session that leaves no process and no directory."""
     before = processes(), directories()
-    fsd.init("local", concurrency=40)
+    fsd.init("local", concurrency=concurrency)
     yield
     fsd.shutdown()
     assert processes() <= before[0], "a process was left over"
