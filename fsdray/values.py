@@ -269,10 +269,14 @@ class Values:
             self._foreign[entry.id] = entry
         self.go(self._publish(entry))
 
-    def forget(self, key: str) -> None:
-        """Remove an object that nothing refers to any more."""
+    def forget(self, *keys: str) -> None:
+        """Remove objects that nothing refers to any more."""
         if not self._closed:
-            self.go(self.backend.objects.delete([key]))
+            self.go(self.backend.objects.delete(keys))
+
+    def forget_foreign(self) -> None:
+        """In a worker, between calls: who has refs of an earlier one keeps their values himself."""
+        self._foreign.clear()
 
     async def flush(self) -> None:
         """Wait until all that was submitted or published here has ended."""

@@ -109,9 +109,10 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             args, kwargs = _arguments(here, call)
             value = function(*args, **kwargs)
             results = _values(call, value, len(returns))
+            encoded_results = [wire.encode(each) for each in results]  # all, before any is stored
             payloads = [
-                _send(here, call, key, wire.encode(each))
-                for key, each in zip(returns, results, strict=True)
+                _send(here, call, key, parts)
+                for key, parts in zip(returns, encoded_results, strict=True)
             ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
