@@ -197,7 +197,7 @@ class Session(Values):
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
         if len(values) != len(entries):
-            values = values * len(entries)  # one failure stands for all of them
+            values = values * len(entries)  # one that could not be read was refused as a whole
         for entry, value in zip(entries, values, strict=True):
             entry.counts = meter.counts()
             entry.payload.set_result(value)
@@ -220,10 +220,10 @@ class Session(Values):
                 if failed is None:
                     return tuple(reply.values)
                 if not retry.retry_exceptions:
-                    return (failed,)
+                    return tuple(reply.values)
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
-                    return (failed,)
+                    return tuple(reply.values)
             call = dataclasses.replace(call, attempt=call.attempt + 1)
 
     async def _failure(self, payload: Payload) -> BaseException:

@@ -255,6 +255,17 @@ def test_maps_and_executors_leave_nothing(before: set[str]) -> None:
     assert kept() == before
 
 
+def test_the_failure_of_one_value_outlives_the_ref_of_another(before: set[str]) -> None:
+    one, two = fail.options(num_returns=2).remote()
+    fsd.wait([one, two], num_returns=2)
+    del one
+    assert kept() - before == {f"values/{two.id}"}
+    with pytest.raises(ValueError, match="x"):
+        fsd.get(two)
+    del two
+    assert kept() == before
+
+
 # Inside tasks
 
 
