@@ -18,6 +18,7 @@ from fsdray.refs import ObjectRef
 from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend
 from fsdray.session import Session
+from fsdray.streams import ObjectRefGenerator
 
 T = TypeVar("T")
 
@@ -119,6 +120,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             raise ValueError(
                 f"get takes an ObjectRef or a list of them, not {type(ref).__name__}"
                 + ("" if many else f" {ref!r}"[:80])
+                + (": iterate over it for its refs" if isinstance(ref, ObjectRefGenerator) else "")
             )
     _check_timeout(timeout)
     if not wanted:
@@ -157,11 +159,12 @@ def wait(
     Returns
     -------
     (ready, not_ready)
-        in the order of `refs`; `ready` has at most `num_returns`.
+        in the order of `refs`; `ready` has at most `num_returns`. An `ObjectRefGenerator` is ready
+        where `next` need not wait for it.
     """
     if not isinstance(refs, list):
         raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
-    if any(not isinstance(ref, ObjectRef) for ref in refs):
+    if any(not isinstance(ref, ObjectRef | ObjectRefGenerator) for ref in refs):
         raise TypeError("wait takes a list of refs")
     if len(set(refs)) != len(refs):
         raise ValueError("wait takes each ref once")
@@ -186,13 +189,20 @@ def as_completed(
         where not all have come in time.
     """
     if any(not isinstance(ref, ObjectRef) for ref in refs):
-        raise TypeError("as_completed takes a list of refs")
+        raise TypeError(
+            "as_completed takes a list of refs; the refs of an ObjectRefGenerator come in order "
+            "from itself, and wait takes several generators"
+        )
     _check_timeout(timeout)
     return session.current().completed(list(refs), timeout)
 
 
-def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Stop a task; of a gang's ref, the whole gang. Its values raise `TaskCancelled`.
+
+    Of a generator, items that were made before stay good, and the next ref raises.
 
     A task that has not started never will. One that runs is stopped at once on the local backend:
     its process is killed, and the tasks that it started are stopped within a second. Where its
@@ -203,6 +213,8 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     force : for Ray's programs: it makes no difference, since there is no gentler way.
     recursive : must be True: what a task started does not outlive it.
     """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel takes a ref, not {type(ref).__name__}")
     if not recursive:

@@ -273,7 +273,7 @@ def waiting() -> AbstractContextManager[None]:
     """Around a wait for other calls: inside a task, it gives this call's concurrency to them."""
     if not session.is_open() or session.current().is_driver:
         return nullcontext()
-    return session.current().backend.functions.yielded()
+    return session.current().yielded()
 
 
 class ExecutorFuture(futures.Future[T]):

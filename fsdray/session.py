@@ -15,7 +15,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from fsdray import decoding, failure, gang, loop, modules, wire
+from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
@@ -80,7 +80,11 @@ class Session(Values):
             self.backend.functions.prepare(preload)
         count = submission.num_returns if size is None else size
         entries = [
-            Entry(self, f"{task}-{i}", f"{submission.name}[{i}]" if size else submission.name)
+            Entry(
+                self,
+                streams.end_id(task) if submission.items else f"{task}-{i}",
+                f"{submission.name}[{i}]" if size else submission.name,
+            )
             for i in range(count)
         ]
         given_refs = [
@@ -102,6 +106,7 @@ class Session(Values):
             timeout=submission.timeout,
             settings=self.settings,
             environment=environment,
+            items=submission.items,
         )
         if size is None:
             garbage = [arguments]
@@ -170,7 +175,7 @@ class Session(Values):
         for job in list(self._underway):
             job.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.flush(), 5)
+            await asyncio.wait_for(self._over(), 5)
         await self.backend.close()
 
     # Inside
@@ -224,7 +229,7 @@ class Session(Values):
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
                     return tuple(reply.values)
-            call = dataclasses.replace(call, attempt=call.attempt + 1)
+            call = streams.again(call, self)
 
     async def _failure(self, payload: Payload) -> BaseException:
         """The exception that a failed payload stands for."""
@@ -403,8 +408,9 @@ def enter(backend: Backend, call: Call) -> Session:
     """The session of a worker, for the call that it begins."""
     if _current is None or _current.backend is not backend:
         set_current(Session(backend, call.settings, is_driver=False))
+        assert _current is not None
         # A rank that waits for a message may wait for what needs the place that it has.
-        loop.when_long(backend.functions.yielded)
+        loop.when_long(_current.yielded)
     assert _current is not None
     _current.forget_foreign()
     _current.settings = call.settings

@@ -301,6 +301,18 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Items:
+    """How a generator's call streams what it yields.
+
+    The first `skip` items were taken from an attempt before. Where `ahead` is given, at most so
+    many items wait to be taken; the function waits meanwhile.
+    """
+
+    skip: int = 0
+    ahead: int | None = None
+
+
+@dataclass(frozen=True)
 class Call:
     """One attempt to run one function, as its payload says it."""
 
@@ -317,6 +329,7 @@ class Call:
     gang: Gang | None = None
     attempt: int = 1
     environment: Environment = Environment()
+    items: Items | None = None  # of a generator function that streams
 
     @property
     def label(self) -> str:

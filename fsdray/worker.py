@@ -18,12 +18,14 @@ from typing import Any
 from fsdray import (
     collective,
     context,
+    coroutines,
     environment,
     failure,
     gang,
     loop,
     modules,
     session,
+    streams,
     values,
     wire,
 )
@@ -107,7 +109,10 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         with around:
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
-            value = function(*args, **kwargs)
+            value = coroutines.finished(here, function(*args, **kwargs))
+            if call.items is not None:
+                streams.produce(here, call, value)
+                value = None
             results = _values(call, value, len(returns))
             encoded_results = [wire.encode(each) for each in results]  # all, before any is stored
             payloads = [
@@ -130,7 +135,7 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
     finally:
         if not here.is_flushed():
             # Its children may be waiting for the very place that it has.
-            with here.backend.functions.yielded():
+            with here.yielded():
                 loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())

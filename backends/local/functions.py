@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
@@ -35,8 +34,6 @@ class LocalFunctions:
         self._runner = runner
         self._count = count
         self.limits = limits
-        self._waits = 0
-        self._lock = threading.Lock()
 
     async def invoke(
         self, payload: Buffer, *, memory: int, timeout: float, label: str = ""
@@ -75,18 +72,11 @@ class LocalFunctions:
 
     @contextmanager
     def yielded(self) -> Iterator[None]:
-        # Threads of one call may wait at one time. It has its place back when none does; a thread
-        # that an earlier call left waiting must not keep this one from giving up its own.
-        with self._lock:
-            self._waits += 1
-            self._runner.waiting(True)
+        self._runner.waiting(True)
         try:
             yield
         finally:
-            with self._lock:
-                self._waits -= 1
-                if self._waits == 0:
-                    self._runner.waiting(False)
+            self._runner.waiting(False)
 
     def prepare(self, names: Sequence[str]) -> None:
         # From any thread, and what it speaks to lives on the loop.
