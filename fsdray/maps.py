@@ -191,7 +191,8 @@ class Map(Iterator[Any]):
     def _next_chunk(self) -> ObjectRef[_Results]:
         if self._ordered:
             return self._underway.popleft()
-        ref = self._finished.get()
+        with self._session.yielded():
+            ref = self._finished.get()
         self._underway.remove(ref)
         return ref
 
