@@ -96,7 +96,8 @@ class Job:
         post(self._cancel)
 
     def _begin(self) -> None:
-        assert self._coroutine is not None
+        if self._coroutine is None:
+            return  # it was cancelled before
         self._task = get().create_task(self._coroutine, context=self._context)
         self._task.add_done_callback(self._over)
         # Who holds the job must not hold what it was about.
@@ -105,12 +106,48 @@ class Job:
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        elif self._coroutine is not None:
+            self._coroutine.close()
+            self._coroutine = self._context = None
+            self._end(asyncio.CancelledError())
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._end(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    def _end(self, error: BaseException | None) -> None:
         ended, self._ended, self._task = self._ended, None, None
         assert ended is not None
         ended(self, error)
+
+
+class Turnstile:
+    """Lets so many jobs begin, and each of the others, in their order, when one has ended.
+
+    A job that has not begun needs a third of the memory.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[Job] = deque()
+        self._lock = threading.Lock()
+
+    def start(self, job: Job) -> None:
+        """Start the job, now or later; when it has ended, `leave` must be called."""
+        with self._lock:
+            if not self._free:
+                self._waiting.append(job)
+                return
+            self._free -= 1
+        job.start()
+
+    def leave(self) -> None:
+        """A job has ended. One that was cancelled before its turn has its turn all the same."""
+        with self._lock:
+            if not self._waiting:
+                self._free += 1
+                return
+            job = self._waiting.popleft()
+        job.start()
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -19,6 +19,7 @@ from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import ObjectLost, PlatformError, SessionError, SettingsError, TaskCancelled
+from fsdray.loop import Turnstile
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
@@ -28,6 +29,8 @@ from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
 from fsdray.values import Entry, Values, value_key
 from fsdray.wire import Call, Environment, Gang, Inline, Kept, Payload
+
+_HANDED = 1024  # calls that are handed to the platform at one time, though fewer may run
 
 
 class Session(Values):
@@ -41,6 +44,8 @@ class Session(Values):
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
         self._stored: set[str] = set()  # digests of bundles
         self._ship_lock = threading.Lock()
+        places = max(_HANDED, 2 * backend.functions.limits.concurrency)
+        self._turnstile = Turnstile(places)
 
     def check(self, memory: int, timeout: float, world_size: int | None) -> None:
         """Raise `SettingsError` for what no call can have, or a gang that never can be whole."""
@@ -111,7 +116,8 @@ class Session(Values):
         if size is None:
             garbage = [arguments]
             work = self._run_task(call, submission.retry, holes, entries, garbage)
-            self._go_for(entries, garbage, work)
+            # What waits for other values must not keep those from being made.
+            self._go_for(entries, garbage, work, None if holes else self._turnstile)
         else:
             for rank, entry in enumerate(entries):
                 entry.gang = (task, rank)
@@ -291,7 +297,11 @@ class Session(Values):
             entry.payload.set_result(result.ranks[rank].values[0])
 
     def _go_for(
-        self, entries: Sequence[Entry], garbage: Sequence[Payload], work: Coroutine[Any, Any, None]
+        self,
+        entries: Sequence[Entry],
+        garbage: Sequence[Payload],
+        work: Coroutine[Any, Any, None],
+        turnstile: Turnstile | None = None,
     ) -> None:
         """Run a call's coroutine; its error becomes that of its values."""
         name = entries[0].label if entries else "a task"
@@ -312,7 +322,7 @@ class Session(Values):
             if keys:
                 self.forget(*keys)
 
-        job = self.go(work, ended)
+        job = self.go(work, ended, turnstile)
         for entry in entries:
             entry.work = job
 

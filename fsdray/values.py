@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from fsdray import coroutines, decoding, failure, loop, output, promise, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
-from fsdray.loop import Job
+from fsdray.loop import Job, Turnstile
 from fsdray.promise import Promise
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
@@ -498,6 +498,7 @@ class Values:
         self,
         work: Coroutine[Any, Any, None],
         ended: Callable[[BaseException | None], object] | None = None,
+        turnstile: Turnstile | None = None,
     ) -> Job:
         """Start work that must be over before the session ends, or the task replies.
 
@@ -507,6 +508,8 @@ class Values:
         def over(job: Job, error: BaseException | None) -> None:
             if ended is not None:
                 ended(error)
+            if turnstile is not None:
+                turnstile.leave()
             with self._lock:
                 self._underway.discard(job)
             if not self._underway:
@@ -518,7 +521,10 @@ class Values:
         job = Job(work, over)
         with self._lock:
             self._underway.add(job)
-        job.start()
+        if turnstile is not None:
+            turnstile.start(job)
+        else:
+            job.start()
         return job
 
     def keep(self, key: str, parts: Sequence[Buffer]) -> Kept:
