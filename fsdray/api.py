@@ -180,7 +180,11 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     values, error = session.current().get(wanted, timeout)
     if error is not None:
         __tracebackhide__ = True  # pytest and IPython then show the caller's line alone
-        raise error
+        try:
+            raise error
+        finally:
+            # The traceback keeps this frame, which must keep neither it nor the refs.
+            del error, values, wanted, refs, ref
     return values if many else values[0]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from fsdray import session, wire
+from fsdray.bindings import Bindings
 from fsdray.errors import NotPicklable, SettingsError
 from fsdray.maps import Map, inputs_of
 from fsdray.retries import RetryPolicy
@@ -213,7 +214,7 @@ class RemoteFunction(Generic[P, R]):
         as_it_is = self._items is not None or not self.is_generator
         self._sent = function if as_it_is else FirstItems(function, self._count)
         self._signature = _signature(function)
-        self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str]] | None = None
+        self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str], Bindings] | None = None
 
     def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start a call.
@@ -388,19 +389,22 @@ class RemoteFunction(Generic[P, R]):
         return None
 
     def _pickle(self, here: Session) -> tuple[bytes, frozenset[str]]:
-        """The function's bytes, made at a session's first call, and the modules it refers to."""
-        if self._pickled is None or self._pickled[0]() is not here:
+        """The function's bytes, and the modules it refers to; made anew where those changed."""
+        known = self._pickled
+        if known is None or known[0]() is not here or not known[3].hold():
+            bindings = Bindings(self.__wrapped__)
             try:
                 with wire.collecting_modules() as modules:
                     pickled = wire.encode_function(self._sent)
-                self._pickled = weakref.ref(here), pickled, frozenset(modules)
+                known = weakref.ref(here), pickled, frozenset(modules), bindings
+                self._pickled = known
             except Exception as error:
                 # Pickling runs the __reduce__ of whatever the closure holds.
                 raise NotPicklable(
                     f"{self.__name__} cannot be pickled, so it cannot run elsewhere: {error}. "
                     "Look at what it refers to from outside"
                 ) from error
-        return self._pickled[1:]
+        return known[1:3]
 
 
 @overload
@@ -409,6 +413,9 @@ def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 def remote(**options: Any) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function remote: ``@fsdray.remote`` or ``@fsdray.remote(memory=2048, timeout=60)``.
+
+    An ``async def`` function runs to its end, as by `asyncio.run`; it can await refs. A call of a
+    generator function is an `ObjectRefGenerator`.
 
     Parameters
     ----------

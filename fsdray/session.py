@@ -26,7 +26,7 @@ from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
-from fsdray.values import Entry, Values
+from fsdray.values import Entry, Values, value_key
 from fsdray.wire import Call, Environment, Gang, Inline, Kept, Payload
 
 
@@ -60,12 +60,20 @@ class Session(Values):
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        with wire.collecting_modules() as needed, wire.collecting() as nested:
-            arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
-            sent = self._send_given(task, given, size or 1)
-        self.need(submission.modules | needed)
-        environment = self.shipped(submission.runtime_env)
-        function = self._send_function(submission.function)
+        try:
+            with wire.collecting_modules() as needed, wire.collecting() as nested:
+                arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
+                sent = self._send_given(task, given, size or 1)
+            self.need(submission.modules | needed)
+            environment = self.shipped(submission.runtime_env)
+            function = self._send_function(submission.function)
+        except BaseException:
+            # Which of them were stored is not known, and need not be.
+            stored = [
+                _given_key(task, number, rank) for number in given for rank in range(size or 1)
+            ]
+            self.forget(f"arguments/{task}", *stored)
+            raise
         # The user's own modules are nowhere before a call brings them.
         preload = [name for name in submission.preload if not modules.is_own(name)]
         if preload and environment.packages is None:  # which may bring another version of it
@@ -194,7 +202,7 @@ class Session(Values):
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
         if len(values) != len(entries):
-            values = values * len(entries)  # one failure stands for all of them
+            values = values * len(entries)  # one that could not be read was refused as a whole
         for entry, value in zip(entries, values, strict=True):
             entry.counts = meter.counts()
             entry.payload.set_result(value)
@@ -217,10 +225,10 @@ class Session(Values):
                 if failed is None:
                     return tuple(reply.values)
                 if not retry.retry_exceptions:
-                    return (failed,)
+                    return tuple(reply.values)
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
-                    return (failed,)
+                    return tuple(reply.values)
             call = streams.again(call, self)
 
     async def _failure(self, payload: Payload) -> BaseException:
@@ -271,6 +279,8 @@ class Session(Values):
                         meter.merge(reply.counts)
                         written += reply.written
                 is_whole = result.broken is None
+                if not is_whole:  # what its ranks came to is nobody's any more
+                    garbage += [each for rank in result.ranks.values() for each in rank.values]
             finally:
                 await channels.clear(self.backend, place, written, not is_whole)
         for rank, entry in enumerate(entries):
@@ -296,8 +306,11 @@ class Session(Values):
                     # Platform errors and bugs of ours alike must reach whoever waits.
                     entry.payload.set_exception(error)
             keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
-            if keys and not self._closed:
-                self.go(self.backend.objects.delete(keys))
+            if error is not None:
+                # A call that was stopped may have written what it came to.
+                keys += [value_key(entry.id) for entry in entries if not entry.escaped]
+            if keys:
+                self.forget(*keys)
 
         job = self.go(work, ended)
         for entry in entries:
@@ -339,7 +352,7 @@ class Session(Values):
                 if wire.size(parts) <= min(room, self.settings.inline_limit):
                     sent[rank][number] = Inline(b"".join(parts))
                 else:
-                    sent[rank][number] = self.keep(f"given/{task}/{number}/{rank}", parts)
+                    sent[rank][number] = self.keep(_given_key(task, number, rank), parts)
         return sent
 
     async def _fitting(self, call: Call, holes: dict[int, Payload], garbage: list[Payload]) -> Call:
@@ -359,6 +372,10 @@ class Session(Values):
             garbage.append(holes[number])
             room += len(payload.data)
         return dataclasses.replace(call, holes=holes)
+
+
+def _given_key(task: str, number: int, rank: int) -> str:
+    return f"given/{task}/{number}/{rank}"
 
 
 # The session of this process
@@ -391,7 +408,11 @@ def enter(backend: Backend, call: Call) -> Session:
     """The session of a worker, for the call that it begins."""
     if _current is None or _current.backend is not backend:
         set_current(Session(backend, call.settings, is_driver=False))
+        assert _current is not None
+        # A rank that waits for a message may wait for what needs the place that it has.
+        loop.when_long(_current.yielded)
     assert _current is not None
+    _current.forget_foreign()
     _current.settings = call.settings
     _current.environment = call.environment
     return _current

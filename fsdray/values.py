@@ -224,8 +224,11 @@ class Values:
                 interrupt.add_note(f"{what} that this waited for {verb} cancelled")
             raise
 
-    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future of the value itself."""
+    def future(self, ref: ObjectRef[Any], gives_back: bool = True) -> Future[Any]:
+        """A future of the value itself.
+
+        With `gives_back`, a task's concurrency is that of others until it is done.
+        """
         entry = ref._entry
         result: Future[Any] = Future()
         is_nested = decoding.is_here()
@@ -248,7 +251,9 @@ class Values:
                 return
             failed: BaseException | None = None
             try:
-                await self.start(entry).there()
+                # How it is waited for is not known: inside a task, as if nothing else were done.
+                with self._yielded(gives_back and not entry.payload.done()):
+                    await self.start(entry).there()
                 await self._fetch([entry])
             except BaseException as error:
                 failed = error
@@ -281,10 +286,14 @@ class Values:
             self._foreign[entry.id] = entry
         self.go(self._publish(entry))
 
-    def forget(self, key: str) -> None:
-        """Remove an object that nothing refers to any more."""
+    def forget(self, *keys: str) -> None:
+        """Remove objects that nothing refers to any more."""
         if not self._closed:
-            self.go(self.backend.objects.delete([key]))
+            self.go(self.backend.objects.delete(keys))
+
+    def forget_foreign(self) -> None:
+        """In a worker, between calls: who has refs of an earlier one keeps their values himself."""
+        self._foreign.clear()
 
     def settle(self, entry: Entry) -> None:
         """Wait until an entry's value, or its failure, is there."""

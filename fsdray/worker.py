@@ -115,9 +115,11 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
                 streams.produce(here, call, value)
                 value = None
             results = _values(call, value, len(returns))
+            # All of them, before any is stored.
+            encoded_results = [_encoded(call, each) for each in results]
             payloads = [
-                _send(here, call, key, _encoded(call, each))
-                for key, each in zip(returns, results, strict=True)
+                _send(here, call, key, parts)
+                for key, parts in zip(returns, encoded_results, strict=True)
             ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
@@ -134,7 +136,9 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         ]
     finally:
         if not here.is_flushed():
-            loop.run(here.flush())
+            # Its children may be waiting for the very place that it has.
+            with here.yielded():
+                loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 
