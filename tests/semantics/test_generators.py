@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-
-@pytest.fixture
-def ray(ray: Any) -> Any:
-    if not hasattr(ray, "ObjectRefGenerator"):
-        pytest.skip("this system has no generators yet")
-    return ray
+from tests.semantics.differs import differs
 
 
 @pytest.fixture
@@ -185,3 +180,33 @@ def test_a_task_can_stream_what_it_streams_itself(ray: Any, count: Any) -> None:
 
     assert ray.get(list(relay.remote(3))) == [0, 10, 20]
     assert ray.get(total.remote(4)) == 6
+
+
+kinds = differs(
+    'A generator may `yield from` any iterable, not generators alone. `num_returns="dynamic"`, '
+    "which Ray has given up, is refused."
+)
+
+
+def _from_range(ray: Any) -> Any:
+    @ray.remote
+    def from_range(n):
+        yield from range(n)
+
+    return from_range
+
+
+@kinds.in_ray
+def test_ray_streams_from_generators_alone(ray: Any) -> None:
+    last = list(_from_range(ray).remote(2))[-1]
+    with pytest.raises(AttributeError, match="send"):
+        ray.get(last)
+    dynamic = _from_range(ray).options(num_returns="dynamic").remote(2)
+    assert ray.get(list(ray.get(dynamic))) == [0, 1]
+
+
+@kinds.here
+def test_a_generator_yields_from_any_iterable(ray: Any) -> None:
+    assert ray.get(list(_from_range(ray).remote(2))) == [0, 1]
+    with pytest.raises(ValueError, match="dynamic"):
+        _from_range(ray).options(num_returns="dynamic")
