@@ -12,18 +12,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from types import FunctionType, TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from fsdray import session, wire
 from fsdray.bindings import Bindings
 from fsdray.errors import SettingsError, TaskCancelled
 from fsdray.refs import ObjectRef
 from fsdray.remote import TaskOptions
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.session import Session
 from fsdray.submission import Submission
 
@@ -44,6 +45,7 @@ class Executor(futures.Executor):
     max_workers : calls that may be under way at one time; by default what the session lets run.
     memory : MB that a call may use. timeout : seconds that it may take.
     name : what the calls are called in logs and errors; by default the function's own name.
+    runtime_env : see `fsdray.remote.TaskOptions`.
 
     Raises
     ------
@@ -61,12 +63,15 @@ class Executor(futures.Executor):
         memory: int | None = None,
         timeout: float | None = None,
         name: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         if max_workers is not None and (
             not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1
         ):
             raise SettingsError(f"max_workers={max_workers!r}: give a whole number from 1")
-        self._options = TaskOptions(memory=memory, timeout=timeout, name=name)
+        self._options = TaskOptions(
+            memory=memory, timeout=timeout, name=name, runtime_env=runtime_env
+        )
         self._max_workers = max_workers
         self._changed = threading.Condition()
         self._waiting: deque[_Work] = deque()
@@ -269,7 +274,7 @@ def waiting() -> AbstractContextManager[None]:
     """Around a wait for other calls: inside a task, it gives this call's concurrency to them."""
     if not session.is_open() or session.current().is_driver:
         return nullcontext()
-    return session.current().backend.functions.yielded()
+    return session.current().yielded()
 
 
 class ExecutorFuture(futures.Future[T]):
@@ -342,6 +347,7 @@ class _Work:
                 timeout=options.timeout or settings.timeout,
                 world_size=None,
                 channel=settings.channel,
+                runtime_env=cast(RuntimeEnv | None, options.runtime_env),
             )
         )
         if self._is_unwanted:

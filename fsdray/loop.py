@@ -7,12 +7,14 @@ operators never run on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from fsdray.errors import FsdrayError
@@ -22,6 +24,8 @@ T = TypeVar("T")
 _loop: asyncio.AbstractEventLoop | None = None
 _lock = threading.Lock()
 _posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+_MOMENT = 0.05  # seconds of a wait that change nothing for others
+_meanwhile: Callable[[], AbstractContextManager[None]] | None = None
 _is_called = False  # whether the loop knows that there is something in `_posted`
 
 
@@ -129,10 +133,21 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
     future = submit(coroutine)
     try:
-        return future.result()
+        if _meanwhile is None:
+            return future.result()
+        with contextlib.suppress(TimeoutError):  # this wait's, or its own, which comes again
+            return future.result(_MOMENT)
+        with _meanwhile():
+            return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def when_long(meanwhile: Callable[[], AbstractContextManager[None]]) -> None:
+    """Have each `run` that takes more than a moment be within this from then on."""
+    global _meanwhile
+    _meanwhile = meanwhile
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fsdray import context, failure, session
+from fsdray import context, coroutines, failure, session
 from fsdray.errors import SettingsError, TaskError
 from fsdray.failure import Failure
 from fsdray.refs import ObjectRef
@@ -66,6 +66,11 @@ class Map(Iterator[Any]):
             raise SettingsError(f"chunksize={chunksize!r}: give a whole number from 1")
         if function.is_gang:
             raise SettingsError("a gang has no map: each of its calls is many ranks already")
+        if function.is_generator:
+            raise SettingsError(
+                f"{function.__name__} is a generator function, and a map takes one value of each "
+                f"call: iterate over {function.__name__}.remote(...), or return a list"
+            )
         self._inputs = inputs
         self._ordered = ordered
         self._return_exceptions = return_exceptions
@@ -190,7 +195,8 @@ class Map(Iterator[Any]):
     def _next_chunk(self) -> ObjectRef[_Results]:
         if self._ordered:
             return self._underway.popleft()
-        ref = self._finished.get()
+        with self._session.yielded():
+            ref = self._finished.get()
         self._underway.remove(ref)
         return ref
 
@@ -212,7 +218,7 @@ def _chunk_of(
         results: list[Any] = []
         for args in items:
             try:
-                results.append(function(*args))
+                results.append(coroutines.finished(session.current(), function(*args)))
             except Exception as error:
                 if not captures:
                     raise

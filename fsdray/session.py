@@ -15,10 +15,10 @@ import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from fsdray import decoding, failure, gang, loop, modules, wire
+from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
-from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
+from fsdray.errors import ObjectLost, PlatformError, SessionError, SettingsError, TaskCancelled
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
@@ -26,7 +26,7 @@ from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
-from fsdray.values import Entry, Values
+from fsdray.values import Entry, Values, value_key
 from fsdray.wire import Call, Environment, Gang, Inline, Kept, Payload
 
 
@@ -37,6 +37,7 @@ class Session(Values):
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
         self.environment = Environment()  # inside a task, what its own call was given
+        self.runtime_env: RuntimeEnv | None = None  # of all calls that the driver makes
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
         self._stored: set[str] = set()  # digests of bundles
         self._ship_lock = threading.Lock()
@@ -54,24 +55,36 @@ class Session(Values):
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
         if self._closed:
-            raise FsdrayError("this session was shut down; call fsdray.init() for a new one")
+            raise SessionError("this session was shut down; call fsdray.init() for a new one")
         self.check(submission.memory, submission.timeout, submission.world_size)
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        with wire.collecting_modules() as needed, wire.collecting() as nested:
-            arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
-            sent = self._send_given(task, given, size or 1)
-        self.need(submission.modules | needed)
-        environment = self.shipped(submission.runtime_env)
-        function = self._send_function(submission.function)
+        try:
+            with wire.collecting_modules() as needed, wire.collecting() as nested:
+                arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
+                sent = self._send_given(task, given, size or 1)
+            self.need(submission.modules | needed)
+            environment = self.shipped(submission.runtime_env)
+            function = self._send_function(submission.function)
+        except BaseException:
+            # Which of them were stored is not known, and need not be.
+            stored = [
+                _given_key(task, number, rank) for number in given for rank in range(size or 1)
+            ]
+            self.forget(f"arguments/{task}", *stored)
+            raise
         # The user's own modules are nowhere before a call brings them.
         preload = [name for name in submission.preload if not modules.is_own(name)]
-        if preload:
+        if preload and environment.packages is None:  # which may bring another version of it
             self.backend.functions.prepare(preload)
         count = submission.num_returns if size is None else size
         entries = [
-            Entry(self, f"{task}-{i}", f"{submission.name}[{i}]" if size else submission.name)
+            Entry(
+                self,
+                streams.end_id(task) if submission.items else f"{task}-{i}",
+                f"{submission.name}[{i}]" if size else submission.name,
+            )
             for i in range(count)
         ]
         given_refs = [
@@ -93,6 +106,7 @@ class Session(Values):
             timeout=submission.timeout,
             settings=self.settings,
             environment=environment,
+            items=submission.items,
         )
         if size is None:
             garbage = [arguments]
@@ -130,16 +144,23 @@ class Session(Values):
             self._store(bundles.values())
             digests = tuple(bundle.digest for bundle in bundles.values())
             environment = Environment(digests)
-        if runtime_env is None:
-            return environment
+        for each in (self.runtime_env, runtime_env):
+            if each is not None:
+                environment = self._with(environment, each)
+        return environment
+
+    def _with(self, environment: Environment, runtime_env: RuntimeEnv) -> Environment:
+        """What a call finds around it, and what this says of it, which wins."""
         given = runtime_env.shipped
+        packages = runtime_env.packages(self.settings.cache_directory)
         working_dir, named = runtime_env.bundles()
-        self._store([*named, *([working_dir] if working_dir else [])])
+        self._store([*named, *(each for each in (working_dir, packages) if each)])
         digests = tuple(bundle.digest for bundle in named)
         return Environment(
             tuple(dict.fromkeys((*digests, *given.modules, *environment.modules))),
             working_dir.digest if working_dir else given.working_dir or environment.working_dir,
             tuple(dict((*environment.env_vars, *given.env_vars, *runtime_env.env_vars)).items()),
+            packages.digest if packages else given.packages or environment.packages,
         )
 
     def _store(self, bundles: Iterable[Bundle]) -> None:
@@ -154,7 +175,7 @@ class Session(Values):
         for job in list(self._underway):
             job.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.flush(), 5)
+            await asyncio.wait_for(self._over(), 5)
         await self.backend.close()
 
     # Inside
@@ -181,7 +202,7 @@ class Session(Values):
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
         if len(values) != len(entries):
-            values = values * len(entries)  # one failure stands for all of them
+            values = values * len(entries)  # one that could not be read was refused as a whole
         for entry, value in zip(entries, values, strict=True):
             entry.counts = meter.counts()
             entry.payload.set_result(value)
@@ -204,11 +225,11 @@ class Session(Values):
                 if failed is None:
                     return tuple(reply.values)
                 if not retry.retry_exceptions:
-                    return (failed,)
+                    return tuple(reply.values)
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
-                    return (failed,)
-            call = dataclasses.replace(call, attempt=call.attempt + 1)
+                    return tuple(reply.values)
+            call = streams.again(call, self)
 
     async def _failure(self, payload: Payload) -> BaseException:
         """The exception that a failed payload stands for."""
@@ -258,6 +279,8 @@ class Session(Values):
                         meter.merge(reply.counts)
                         written += reply.written
                 is_whole = result.broken is None
+                if not is_whole:  # what its ranks came to is nobody's any more
+                    garbage += [each for rank in result.ranks.values() for each in rank.values]
             finally:
                 await channels.clear(self.backend, place, written, not is_whole)
         for rank, entry in enumerate(entries):
@@ -283,8 +306,11 @@ class Session(Values):
                     # Platform errors and bugs of ours alike must reach whoever waits.
                     entry.payload.set_exception(error)
             keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
-            if keys and not self._closed:
-                self.go(self.backend.objects.delete(keys))
+            if error is not None:
+                # A call that was stopped may have written what it came to.
+                keys += [value_key(entry.id) for entry in entries if not entry.escaped]
+            if keys:
+                self.forget(*keys)
 
         job = self.go(work, ended)
         for entry in entries:
@@ -326,7 +352,7 @@ class Session(Values):
                 if wire.size(parts) <= min(room, self.settings.inline_limit):
                     sent[rank][number] = Inline(b"".join(parts))
                 else:
-                    sent[rank][number] = self.keep(f"given/{task}/{number}/{rank}", parts)
+                    sent[rank][number] = self.keep(_given_key(task, number, rank), parts)
         return sent
 
     async def _fitting(self, call: Call, holes: dict[int, Payload], garbage: list[Payload]) -> Call:
@@ -346,6 +372,10 @@ class Session(Values):
             garbage.append(holes[number])
             room += len(payload.data)
         return dataclasses.replace(call, holes=holes)
+
+
+def _given_key(task: str, number: int, rank: int) -> str:
+    return f"given/{task}/{number}/{rank}"
 
 
 # The session of this process
@@ -378,7 +408,11 @@ def enter(backend: Backend, call: Call) -> Session:
     """The session of a worker, for the call that it begins."""
     if _current is None or _current.backend is not backend:
         set_current(Session(backend, call.settings, is_driver=False))
+        assert _current is not None
+        # A rank that waits for a message may wait for what needs the place that it has.
+        loop.when_long(_current.yielded)
     assert _current is not None
+    _current.forget_foreign()
     _current.settings = call.settings
     _current.environment = call.environment
     return _current

@@ -15,9 +15,10 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
-from fsdray import decoding, failure, loop, output, promise, wire
+from fsdray import coroutines, decoding, failure, loop, output, promise, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.loop import Job
 from fsdray.promise import Promise
@@ -25,6 +26,8 @@ from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.wire import Inline, Kept, Payload
+
+T = TypeVar("T")
 
 _FOREIGN_WAIT = 60.0  # seconds of one wait for a value that another process makes
 
@@ -59,6 +62,12 @@ class Entry:
                 self.session.forget(payload.key)
 
 
+class Streaming(Protocol):
+    """A call of a generator function, for what a session must know of it (`fsdray.streams`)."""
+
+    def close(self, *, is_stopped: bool) -> None: ...
+
+
 class Values:
     """Entries by ref, on one backend. `is_driver` is False inside a task."""
 
@@ -74,6 +83,9 @@ class Values:
         # Reentrant: an entry may be collected, and forgotten, while this thread holds it.
         self._lock = threading.RLock()
         self._closed = False
+        self._waits = 0  # that are under way and gave this call's concurrency to others
+        self._given_back: AbstractContextManager[None] | None = None
+        self.streams: WeakValueDictionary[str, Streaming] = WeakValueDictionary()  # by task
 
     def put(self, value: Any) -> ObjectRef[Any]:
         """Store a value in objects and return its ref."""
@@ -212,8 +224,11 @@ class Values:
                 interrupt.add_note(f"{what} that this waited for {verb} cancelled")
             raise
 
-    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future of the value itself."""
+    def future(self, ref: ObjectRef[Any], gives_back: bool = True) -> Future[Any]:
+        """A future of the value itself.
+
+        With `gives_back`, a task's concurrency is that of others until it is done.
+        """
         entry = ref._entry
         result: Future[Any] = Future()
         is_nested = decoding.is_here()
@@ -236,7 +251,9 @@ class Values:
                 return
             failed: BaseException | None = None
             try:
-                await self.start(entry).there()
+                # How it is waited for is not known: inside a task, as if nothing else were done.
+                with self._yielded(gives_back and not entry.payload.done()):
+                    await self.start(entry).there()
                 await self._fetch([entry])
             except BaseException as error:
                 failed = error
@@ -259,6 +276,8 @@ class Values:
 
     def escape(self, entry: Entry) -> None:
         """A ref is leaving this process: keep its value in objects until the session ends."""
+        if self._closed:
+            raise ObjectLost(f"the value of {entry.label} went with its session, which is over")
         with self._lock:
             if entry.escaped:
                 return
@@ -267,21 +286,82 @@ class Values:
             self._foreign[entry.id] = entry
         self.go(self._publish(entry))
 
-    def forget(self, key: str) -> None:
-        """Remove an object that nothing refers to any more."""
+    def forget(self, *keys: str) -> None:
+        """Remove objects that nothing refers to any more."""
         if not self._closed:
-            self.go(self.backend.objects.delete([key]))
+            self.go(self.backend.objects.delete(keys))
+
+    def forget_foreign(self) -> None:
+        """In a worker, between calls: who has refs of an earlier one keeps their values himself."""
+        self._foreign.clear()
+
+    def settle(self, entry: Entry) -> None:
+        """Wait until an entry's value, or its failure, is there."""
+        pending = self.start(entry)
+        if not pending.done():
+            with self._stopped_by_interrupt([ObjectRef(entry)]), self._yielded():
+                promise.wait([pending], 1, None)
+
+    def settling(self, entry: Entry) -> Future[None]:
+        """`settle` as a future; to cancel it is no matter for the entry."""
+        settled: Future[None] = Future()
+
+        def tell(_: Promise[Payload]) -> None:
+            if settled.set_running_or_notify_cancel():
+                settled.set_result(None)
+
+        self.start(entry).when_done(tell)
+        return self.awaited(settled)
+
+    def awaited(self, future: Future[T]) -> Future[T]:
+        """A future that the running loop will wait for: see `_yielded`."""
+        if not (self.is_driver or future.done() or coroutines.gives_back()):
+            self._begin_wait()
+            future.add_done_callback(lambda _: self._end_wait())
+        return future
+
+    @contextmanager
+    def yielded(self) -> Iterator[None]:
+        """Entered, by any number of threads, while this call only waits for other calls."""
+        self._begin_wait()
+        try:
+            yield
+        finally:
+            self._end_wait()
+
+    def is_waiting(self) -> bool:
+        """Whether something is under way that other processes do."""
+        return bool(self._underway)
+
+    def drop(self, entry: Entry) -> None:
+        """Nobody will ask for this entry any more."""
+        with self._lock:
+            start, entry.start = entry.start, None
+        if start is not None:
+            start.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     async def flush(self) -> None:
-        """Wait until all that was submitted or published here has ended."""
+        """Wait until all that was submitted or published here has ended.
+
+        Whoever took items from a generator's call is over, so that is stopped.
+        """
+        for stream in list(self.streams.values()):
+            stream.close(is_stopped=False)
+        await self._over()
+
+    async def _over(self) -> None:
         while self._underway:
             over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._flushing.append(over)
             await over
 
     def is_flushed(self) -> bool:
-        """Whether `flush` has nothing to wait for."""
-        return not self._underway
+        """Whether `flush` has nothing to do."""
+        return not self._underway and not self.streams
 
     # Inside
 
@@ -398,7 +478,21 @@ class Values:
         """Inside a task, waiting for others gives its concurrency to them."""
         if self.is_driver or not waits:
             return nullcontext()
-        return self.backend.functions.yielded()
+        return self.yielded()
+
+    def _begin_wait(self) -> None:
+        with self._lock:
+            self._waits += 1
+            if self._waits == 1:
+                self._given_back = self.backend.functions.yielded()
+                self._given_back.__enter__()
+
+    def _end_wait(self) -> None:
+        with self._lock:
+            self._waits -= 1
+            if self._waits == 0 and self._given_back is not None:
+                self._given_back.__exit__(None, None, None)
+                self._given_back = None
 
     def go(
         self,

@@ -24,7 +24,7 @@ import cloudpickle
 
 from fsdray import modules
 from fsdray._version import __version__
-from fsdray.errors import EnvironmentMismatch, SettingsError
+from fsdray.errors import EnvironmentMismatch, FsdrayError, NotPicklable
 from fsdray.services import Buffer
 from fsdray.settings import Settings
 
@@ -82,7 +82,7 @@ def encode(value: Any) -> list[Buffer]:
 
     Raises
     ------
-    SettingsError
+    NotPicklable
         naming what cannot be pickled.
     """
     buffers: list[pickle.PickleBuffer] = []
@@ -93,9 +93,11 @@ def encode(value: Any) -> list[Buffer]:
             stream = io.BytesIO()
             _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
             body = stream.getvalue()
+    except FsdrayError:
+        raise  # a ref or an environment in it says what is wrong itself
     except Exception as error:
         # Pickling runs the __reduce__ of whatever the value holds.
-        raise SettingsError(
+        raise NotPicklable(
             f"a value of type {type(value).__name__} cannot be pickled, so it cannot be sent: "
             f"{error}"
         ) from error
@@ -291,12 +293,25 @@ class Gang:
 class Environment:
     """What a call finds around it; the calls that it makes find the same.
 
-    `modules` and `working_dir` are digests of bundles (`fsdray.modules`).
+    `modules`, `working_dir` and `packages` are digests of bundles (`fsdray.modules`).
     """
 
     modules: tuple[str, ...] = ()
     working_dir: str | None = None
     env_vars: tuple[tuple[str, str], ...] = ()
+    packages: str | None = None
+
+
+@dataclass(frozen=True)
+class Items:
+    """How a generator's call streams what it yields.
+
+    The first `skip` items were taken from an attempt before. Where `ahead` is given, at most so
+    many items wait to be taken; the function waits meanwhile.
+    """
+
+    skip: int = 0
+    ahead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -316,6 +331,7 @@ class Call:
     gang: Gang | None = None
     attempt: int = 1
     environment: Environment = Environment()
+    items: Items | None = None  # of a generator function that streams
 
     @property
     def label(self) -> str:

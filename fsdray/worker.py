@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
 
 from fsdray import (
     collective,
     context,
+    coroutines,
     environment,
     failure,
     gang,
     loop,
     modules,
     session,
+    streams,
     values,
     wire,
 )
 from fsdray.context import RuntimeContext
 from fsdray.costs.meter import Meter, set_outermost
-from fsdray.errors import FsdrayError, ObjectLost, RankFailed
+from fsdray.errors import FsdrayError, NotPicklable, ObjectLost, RankFailed
 from fsdray.services import Backend, Buffer
 from fsdray.session import Session
 from fsdray.wire import Call, Environment, Hole, Inline, Kept, Payload, RankReply, Reply
@@ -107,11 +110,16 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         with around:
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
-            value = function(*args, **kwargs)
+            value = coroutines.finished(here, function(*args, **kwargs))
+            if call.items is not None:
+                streams.produce(here, call, value)
+                value = None
             results = _values(call, value, len(returns))
+            # All of them, before any is stored.
+            encoded_results = [_encoded(call, each) for each in results]
             payloads = [
-                _send(here, call, key, wire.encode(each))
-                for key, each in zip(returns, results, strict=True)
+                _send(here, call, key, parts)
+                for key, parts in zip(returns, encoded_results, strict=True)
             ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
@@ -128,7 +136,9 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         ]
     finally:
         if not here.is_flushed():
-            loop.run(here.flush())
+            # Its children may be waiting for the very place that it has.
+            with here.yielded():
+                loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 
@@ -171,10 +181,24 @@ def _values(call: Call, value: Any, count: int) -> list[Any]:
         return [value]
     if count == 0:
         return []
-    if not isinstance(value, tuple | list) or len(value) != count:
-        got = f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
-        raise ValueError(f"{call.name} has num_returns={count}, but returned {got}")
-    return list(value)
+    wrong = f"{call.name} has num_returns={count}, but returned"
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{wrong} {type(value).__name__}")
+    # One more than wanted is enough to know: a generator may have no end.
+    returned = list(itertools.islice(value, count + 1))
+    if len(returned) != count:
+        least = "" if isinstance(value, Sized) or len(returned) < count else "at least "
+        got = len(value) if isinstance(value, Sized) else len(returned)
+        raise ValueError(f"{wrong} {least}{got} values")
+    return returned
+
+
+def _encoded(call: Call, value: Any) -> list[Buffer]:
+    try:
+        return wire.encode(value)
+    except NotPicklable as error:
+        # The user's error, not one of the session's settings.
+        raise TypeError(f"{call.name} returned what cannot be sent: {error}") from error
 
 
 def _read(here: Session, payload: Payload) -> Buffer:

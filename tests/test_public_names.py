@@ -14,10 +14,12 @@ from fsdray import collective, errors, testing
 NAMES = [
     "Executor",
     "ObjectRef",
+    "ObjectRefGenerator",
     "RemoteFunction",
     "__version__",
     "as_completed",
     "cancel",
+    "cluster_resources",
     "collective",
     "errors",
     "exceptions",
@@ -90,7 +92,9 @@ ERRORS = {
     "MismatchedCollective": ("CollectiveError",),
     "EnvironmentMismatch": ("FsdrayError",),
     "CostLimitExceeded": ("FsdrayError",),
+    "SessionError": ("FsdrayError", "RuntimeError"),
     "SettingsError": ("FsdrayError", "ValueError"),
+    "NotPicklable": ("SettingsError", "TypeError"),
 }
 
 
@@ -121,7 +125,9 @@ def test_the_tree_of_errors_is_this_one() -> None:
     tree = {
         name: tuple(base.__name__ for base in value.__bases__)
         for name, value in vars(errors).items()
-        if inspect.isclass(value) and value.__module__ == errors.__name__
+        if inspect.isclass(value)
+        and issubclass(value, Exception)
+        and value.__module__ == errors.__name__
     }
     assert tree == ERRORS
 

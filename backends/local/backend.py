@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,15 +43,16 @@ class _DriverBackend(LocalBackend):
         messages: LocalMessages,
         objects: LocalObjects,
         template: Template,
-        directory: SessionDirectory,
+        directories: Sequence[SessionDirectory],
     ) -> None:
         super().__init__(functions, messages, objects)
         self._template = template
-        self._directory = directory
+        self._directories = directories
 
     async def close(self) -> None:
         await self._template.close()
-        self._directory.close()
+        for directory in self._directories:
+            directory.close()
 
 
 async def connect(
@@ -69,12 +71,14 @@ async def connect(
     message_limits, object_limits : by default those of SNS, SQS and S3.
     """
     directory = SessionDirectory(settings.directory)
+    for_modules = directory if directory.runs_code else SessionDirectory(tempfile.gettempdir())
     function_limits = FunctionLimits(concurrency=settings.concurrency)
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
     inboxes = Inboxes(message_limits)
     config = {
         "directory": str(directory.path),
+        "modules": str(for_modules.path),
         "functions": dataclasses.asdict(function_limits),
         "messages": dataclasses.asdict(message_limits),
         "objects": dataclasses.asdict(object_limits),
@@ -91,7 +95,7 @@ async def connect(
         LocalMessages(inboxes, count, message_limits),
         LocalObjects(files, watchers, count, object_limits),
         template,
-        directory,
+        list(dict.fromkeys((directory, for_modules))),
     )
 
 

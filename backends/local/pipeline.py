@@ -49,7 +49,7 @@ class Intake:
         """
         while True:
             with self._lock:
-                if not self._calls:
+                if not self._calls or self._is_spent:
                     self._read()
                 if self._calls and not self._is_spent:
                     call = self._calls.popleft()

@@ -45,7 +45,7 @@ def main(calls_socket: socket.socket, link_socket: socket.socket, log_fd: int, c
         os._exit(0)
 
     told = json.loads(config)
-    environment.place(Path(told["directory"]) / "modules")
+    environment.place(Path(told["modules"]) / "modules")
     link = loop.run(Link.over(link_socket, {"give_back": give_back}, lost))
     backend = _backend(link, intake, told)
     while True:

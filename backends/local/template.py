@@ -67,7 +67,9 @@ def serve(control_fd: int, config: str) -> None:
     while workers:
         pid, _ = os.wait()
         workers.discard(pid)
-    shutil.rmtree(json.loads(config)["directory"], ignore_errors=True)
+    told = json.loads(config)
+    for directory in {told["directory"], told["modules"]}:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _prepare(names: list[str]) -> None:
