@@ -194,7 +194,7 @@ class Session(Values):
         entries: Sequence[Entry],
         garbage: list[Payload],
     ) -> None:
-        filled = {number: await self.resolved(entry) for number, entry in holes.items()}
+        filled = await self.all_resolved(holes)
         failed = next((payload for payload in filled.values() if payload.failed), None)
         if failed is not None:
             # A dependency's failure is this task's; nothing need run to know it.

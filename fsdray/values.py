@@ -365,6 +365,16 @@ class Values:
 
     # Inside
 
+    async def all_resolved(self, entries: Mapping[int, Entry]) -> dict[int, Payload]:
+        """Entries' payloads, once all are there; of one that failed before, that alone."""
+        promises = {number: self.start(entry) for number, entry in entries.items()}
+        if not all(each.done() for each in promises.values()):
+            await promise.settled(list(promises.values()), _is_failed)
+        for number, each in promises.items():
+            if each.done() and _is_failed(each):
+                return {number: each.result()}
+        return {number: each.result() for number, each in promises.items()}
+
     async def resolved(self, entry: Entry) -> Payload:
         """An entry's payload, once it is there; its failure where it failed."""
         return await self.start(entry).there()

@@ -428,3 +428,12 @@ def test_thousands_of_results_stay_right_and_leave_no_objects() -> None:
     fsd.loop.run(fsd.session.current().flush())
     keys = fsd.loop.run(fsd.session.current().backend.objects.list("arguments/"))
     assert keys == []
+
+
+def test_a_dependency_that_fails_is_told_before_the_others_are_there() -> None:
+    never = fsd.remote(lambda: threading.Event().wait()).remote()
+    with pytest.raises(KeyError, match="early"):
+        fsd.get(add.remote(never, fail.remote(KeyError("early"))), timeout=60)
+    with pytest.raises(FunctionCrashed):
+        fsd.get(add.remote(never, fsd.remote(max_retries=0)(os._exit).remote(3)), timeout=60)
+    fsd.cancel(never)
