@@ -170,19 +170,20 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
     future = submit(coroutine)
     try:
-        if _meanwhile is None:
+        meanwhile = _meanwhile
+        if meanwhile is None:
             return future.result()
         with contextlib.suppress(TimeoutError):  # this wait's, or its own, which comes again
             return future.result(_MOMENT)
-        with _meanwhile():
+        with meanwhile():
             return future.result()
     except BaseException:
         future.cancel()
         raise
 
 
-def when_long(meanwhile: Callable[[], AbstractContextManager[None]]) -> None:
-    """Have each `run` that takes more than a moment be within this from then on."""
+def when_long(meanwhile: Callable[[], AbstractContextManager[None]] | None) -> None:
+    """Have each `run` that takes more than a moment be within this from then on; None ends it."""
     global _meanwhile
     _meanwhile = meanwhile
 

@@ -418,9 +418,6 @@ def enter(backend: Backend, call: Call) -> Session:
     """The session of a worker, for the call that it begins."""
     if _current is None or _current.backend is not backend:
         set_current(Session(backend, call.settings, is_driver=False))
-        assert _current is not None
-        # A rank that waits for a message may wait for what needs the place that it has.
-        loop.when_long(_current.yielded)
     assert _current is not None
     _current.forget_foreign()
     _current.settings = call.settings

@@ -81,10 +81,13 @@ def _run_rank(here: Session, call: Call, timeout: float, meter: Meter, once: _On
 
     rank, failing = loop.run(start())
     collective.enter(rank.communicator)
+    # A rank that waits for a message may wait for what needs the very place that it has.
+    loop.when_long(here.yielded)
     try:
         own = _execute(here, call, meter, rank)
         reply = loop.run(rank.reply(own))
     finally:
+        loop.when_long(None)
         collective.enter(None)
         loop.get().call_soon_threadsafe(failing.cancel)
     mine = reply.ranks[call.gang.rank]
