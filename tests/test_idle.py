@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tests.conftest import processes
 
 pytestmark = pytest.mark.usefixtures("own_session")
 
-SECONDS = 4.0
+SECONDS = 2.0  # of one window
+WINDOWS = 12  # on a busy machine, what starts takes its time
 MOST = 0.01  # of one core, all processes together
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -49,15 +51,23 @@ def wait_for_a_slow_rank(key: str) -> int:
     return int(comm.allreduce(1))
 
 
-def use_while(ref: Any) -> float:
-    """The share of a core that is used while the driver waits for a value."""
-    with pytest.raises(GetTimeout):
-        fsd.get(ref, timeout=1)  # start-up is not idleness
-    pids = processes() | {os.getpid()}
-    before = cpu_seconds(pids)
+def comes_to_rest(wait: Callable[[], None]) -> bool:
+    """Whether, in one of several windows, all processes together use next to nothing.
+
+    `wait` takes `SECONDS`. Whoever looks again and again does so in every window.
+    """
+    for _ in range(WINDOWS):
+        pids = processes() | {os.getpid()}
+        before = cpu_seconds(pids)
+        wait()
+        if processes() | {os.getpid()} == pids and cpu_seconds(pids) - before < MOST * SECONDS:
+            return True
+    return False
+
+
+def wait_in_get(ref: Any) -> None:
     with pytest.raises(GetTimeout):
         fsd.get(ref, timeout=SECONDS)
-    return (cpu_seconds(pids) - before) / SECONDS
 
 
 def test_an_idle_session_uses_no_cpu() -> None:
@@ -65,30 +75,31 @@ def test_an_idle_session_uses_no_cpu() -> None:
     fsd.get(wait_for.remote("there"))
     pids = processes() | {os.getpid()}
     assert len(pids) > 2, "the template and a warm worker are there"
-    threading.Event().wait(1)
-    before = cpu_seconds(pids)
-    threading.Event().wait(SECONDS)
-    assert (cpu_seconds(pids) - before) / SECONDS < MOST
+    nothing_happens = threading.Event()
+
+    def wait() -> None:
+        nothing_happens.wait(SECONDS)
+
+    assert comes_to_rest(wait)
 
 
 def test_a_driver_that_waits_in_get_uses_no_cpu() -> None:
     ref = wait_for.remote("never")
-    assert use_while(ref) < MOST
+    assert comes_to_rest(lambda: wait_in_get(ref))
 
 
 def test_a_driver_that_waits_for_the_next_item_of_a_generator_uses_no_cpu() -> None:
     generator = wait_and_yield.remote("never")
-    with pytest.raises(GetTimeout):
-        fsd.get(generator.completed(), timeout=1)
-    pids = processes() | {os.getpid()}
-    before = cpu_seconds(pids)
-    assert fsd.wait([generator], timeout=SECONDS) == ([], [generator])
-    assert (cpu_seconds(pids) - before) / SECONDS < MOST
+
+    def wait() -> None:
+        assert fsd.wait([generator], timeout=SECONDS) == ([], [generator])
+
+    assert comes_to_rest(wait)
 
 
 @pytest.mark.parametrize("channel", ["queue", "object"])
 def test_a_gang_that_waits_for_a_slow_rank_uses_no_cpu(channel: str) -> None:
     refs = wait_for_a_slow_rank.options(channel=channel).remote(f"slow-{channel}")
-    assert use_while(refs) < MOST
+    assert comes_to_rest(lambda: wait_in_get(refs))
     fsd.loop.run(fsd.session.current().backend.objects.put(f"slow-{channel}", b""))
     assert fsd.get(refs, timeout=30) == [6] * 6

@@ -391,7 +391,7 @@ def _solver(workers: int, seed: int) -> _Solve:
         context = engine.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
         context.set_partitioning_parameters(workers, limit - 1, mtkahypar.Objective.KM1)
         context.logging = False
-        mtkahypar.set_seed(seed)
+        mtkahypar.set_seed(seed % 2**31)  # which is what it takes
         scale = min(_SCALE, _MOST_WEIGHT / int(heavy.sum()))
         graph = engine.create_hypergraph(
             context,
