@@ -364,6 +364,8 @@ def array(system: System) -> dict[str, Any]:
         result |= {"put_first": puts[0], "put": statistics.median(puts[1:])}
         result |= {"get_first": gets[0], "get": statistics.median(gets[1:])}
         result |= {"get_copied_mb": copied, **answer}
+        if isinstance(system, Fsdray):
+            assert copied < 1 and not answer["get_owndata"], f"get copied {copied:.1f} MB"
     return result
 
 
