@@ -59,7 +59,7 @@ TITLES = {
     "lithops": "Lithops",
 }
 ONE = Path(__file__).with_name("systems.py")
-PATIENCE = 300.0  # seconds for one measurement
+PATIENCE = 120.0  # seconds for one measurement; Lithops at times waits for ever
 
 Figures = dict[str, dict[str, list[Any]]]  # by system and key, one a round
 
@@ -238,11 +238,15 @@ def plot(medians: dict[str, dict[str, Any]], path: Path) -> None:
     for row, (chart,) in zip(rows, charts, strict=True):
         names = [name for name in reversed(list(medians)) if row.key in medians[name]]
         values = [medians[name][row.key] * row.scale for name in names]
-        colours = ["tab:blue" if name == "fsdray" else "silver" for name in names]
-        bars = chart.barh([TITLES[name] for name in names], values, color=colours)
-        chart.bar_label(bars, [shown(value, 1) for value in values], padding=3, fontsize=8)
+        colours = ["tab:blue" if name == "fsdray" else "grey" for name in names]
+        titles = [TITLES[name] for name in names]
+        chart.scatter(values, titles, color=colours)  # a bar on such a scale has no beginning
+        for value, title in zip(values, titles, strict=True):
+            chart.annotate(
+                shown(value, 1), (value, title), (6, -3), textcoords="offset points", fontsize=8
+            )
         chart.set_xscale("log")
-        chart.margins(x=0.15)
+        chart.margins(x=0.15, y=0.25)
         better = "more is better" if row.more_is_better else "less is better"
         chart.set_title(f"{row.title}, {row.unit} ({better})", fontsize=9, loc="left")
         chart.tick_params(labelsize=8)
