@@ -1,8 +1,9 @@
 """Collectives: how the ranks of a gang talk to one another.
 
-Inside a task of a gang, `world` is its communicator and `run` runs a coroutine over it.
-`communicator` has the operations, `algorithms` says who sends to whom, `channels` move the bytes,
-`mailbox` makes exactly-once of at-least-once, `frames` is the format.
+Inside a task of a gang, `world` is its communicator and `run` runs a coroutine over it; other
+tasks meet with `init_group`. `plain` has what tasks use, `communicator` and `p2p` the operations,
+`algorithms` says who sends to whom, `channels` move the bytes, `mailbox` makes exactly-once of
+at-least-once, `frames` is the format.
 """
 
 from __future__ import annotations
@@ -11,12 +12,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fsdray import loop
-from fsdray.collective.communicator import (
-    ANY_SOURCE,
-    ANY_TAG,
-    AsyncCommunicator,
-    Communicator,
-)
+from fsdray.collective.communicator import AsyncCommunicator
+from fsdray.collective.envelope import ANY_SOURCE, ANY_TAG, PROC_NULL, UNDEFINED, Status
 from fsdray.collective.ops import (
     BAND,
     BOR,
@@ -31,6 +28,8 @@ from fsdray.collective.ops import (
     PROD,
     SUM,
 )
+from fsdray.collective.plain import Communicator
+from fsdray.collective.requests import AsyncRequest, Request
 from fsdray.errors import CollectiveError
 
 __all__ = [
@@ -46,10 +45,15 @@ __all__ = [
     "MAXLOC",
     "MIN",
     "MINLOC",
+    "PROC_NULL",
     "PROD",
     "SUM",
+    "UNDEFINED",
     "AsyncCommunicator",
+    "AsyncRequest",
     "Communicator",
+    "Request",
+    "Status",
     "run",
     "world",
 ]

@@ -39,7 +39,7 @@ def everything(value: int) -> dict[str, Any]:
     comm.send(array, (rank + 1) % size, tag=4)
     found = {
         "who": (rank, size, value),
-        "recv": int(comm.recv((rank - 1) % size, tag=4).sum()),
+        "recv": int(comm.recv(source=(rank - 1) % size, tag=4).sum()),
         "bcast": comm.bcast({"from": rank}, root=size - 1),
         "scatter": comm.scatter([i * i for i in range(size)] if rank == 0 else None),
         "gather": comm.gather(rank, root=size // 2),

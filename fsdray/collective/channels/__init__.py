@@ -34,8 +34,12 @@ class Channel(Protocol):
         """Objects that this rank wrote and that must be removed when the gang has ended."""
         ...
 
-    async def post(self, outgoing: Outgoing) -> None:
-        """Send one operation's parcels."""
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
+        """Send one operation's parcels; one that may linger may wait a moment for company."""
+        ...
+
+    def hurry(self) -> None:
+        """Somebody waits: what lingers is to go now."""
         ...
 
     async def collect(self, keys: Sequence[Key]) -> None:

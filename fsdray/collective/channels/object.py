@@ -64,7 +64,7 @@ class ObjectChannel:
         self._fetching: dict[Key, asyncio.Task[None]] = {}
         self.written: list[str] = []
 
-    async def post(self, outgoing: Outgoing) -> None:
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         if not outgoing.parcels:
             return
         first = outgoing.parcels[0].destinations[0]
@@ -79,6 +79,9 @@ class ObjectChannel:
         # A twin's object is the same object: who comes second finds it written.
         await self._objects.put(path, data, if_absent=True)
         self.written.append(path)
+
+    def hurry(self) -> None:
+        """Nothing lingers: an object for two readers would cost each of them another range."""
 
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()
