@@ -21,6 +21,7 @@ from fsdray import (
     environment,
     failure,
     gang,
+    groups,
     loop,
     modules,
     session,
@@ -108,7 +109,8 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         with around:
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
-            value = function(*args, **kwargs)
+            with groups.ending_with_task(call.timeout):
+                value = function(*args, **kwargs)
             results = _values(call, value, len(returns))
             payloads = [
                 _send(here, call, key, wire.encode(each))

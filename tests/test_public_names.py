@@ -56,6 +56,8 @@ COLLECTIVE_NAMES = [
     "Communicator",
     "Request",
     "Status",
+    "destroy_group",
+    "init_group",
     "run",
     "world",
 ]

@@ -54,6 +54,8 @@ __all__ = [
     "Communicator",
     "Request",
     "Status",
+    "destroy_group",
+    "init_group",
     "run",
     "world",
 ]
@@ -72,6 +74,50 @@ def world() -> Communicator:
         outside a gang.
     """
     return Communicator(_inside())
+
+
+def init_group(
+    name: str,
+    rank: int,
+    world_size: int,
+    channel: str | None = None,
+    timeout: float | None = None,
+) -> Communicator:
+    """Join a group by its name, as rank `rank` of `world_size`; return when all are there.
+
+    It is for tasks that were not started as a gang (and for the driver): nobody watches over them,
+    so a rank whose process dies is missed only when the others' time is over. A task may be in
+    several groups. They end with the task at the latest: one that returns waits for the others to
+    leave too, one that raises makes them fail with `RankFailed`.
+
+    Parameters
+    ----------
+    name : what the ranks have in common, in one session. Once all have left it can be used again.
+    channel : ``"queue"`` or ``"object"``; the session's own where not said.
+    timeout : seconds for all that the group does; a task's own time limit where not said.
+
+    Raises
+    ------
+    CollectiveTimeout
+        naming the ranks that did not come.
+    CollectiveError
+        where the others have another `world_size` or `channel`, or `rank` is there already.
+    SettingsError
+        for arguments that no group can have.
+    """
+    from fsdray import groups
+
+    return groups.init_group(name, rank, world_size, channel, timeout)
+
+
+def destroy_group(name: str) -> None:
+    """Leave a group; all of its ranks call this, or `free` of its communicator.
+
+    When it returns all of them have, and nothing of the group is left.
+    """
+    from fsdray import groups
+
+    groups.destroy_group(name)
 
 
 def run(program: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:

@@ -241,7 +241,7 @@ class AsyncCommunicator(PointToPoint):
         self._check_open()
         number = self._number()
         self._active.discard(number)
-        return _given(self._child(child_id(self._id, number, 0), self._members, self.rank))
+        return _given(self.child(child_id(self._id, number, 0)))
 
     async def free(self) -> None:
         """This rank needs the communicator no more; what came for it is dropped.
@@ -278,6 +278,14 @@ class AsyncCommunicator(PointToPoint):
         why = CollectiveError(f"rank {rank} called abort({errorcode})")
         await self._end.abort(why)
         raise RankFailed([rank], why)
+
+    def on_free(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        """Have `free` do this: how a named group's ranks part."""
+        self._farewell = farewell
+
+    def child(self, number: int) -> Self:
+        """A communicator of the same ranks under an id that all of them know."""
+        return self._child(number, self._members, self.rank)
 
     async def close(self) -> None:
         """Finish what is under way."""

@@ -74,11 +74,11 @@ class ObjectChannel:
             outgoing.number,
             self._rank,
         )
-        path = self._path(key, first)
+        where = self._path(key, first)
         data = combine(self._epoch, self._rank, outgoing)
         # A twin's object is the same object: who comes second finds it written.
-        await self._objects.put(path, data, if_absent=True)
-        self.written.append(path)
+        await self._objects.put(where, data, if_absent=True)
+        self.written.append(where)
 
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
@@ -169,9 +169,7 @@ class ObjectChannel:
         self._mailbox.deposit(unpack(blob.data))
 
     def _path(self, key: Key, destination: int) -> str:
-        """One object an operation and source; of sends, one for each pair of ranks."""
-        kind = f"send-{destination}" if key.is_send else "all"
-        return f"{prefix(self._gang)}{key.communicator}/{kind}/{key.number}/{key.source}"
+        return path(self._gang, key, destination)
 
 
 def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
@@ -192,6 +190,12 @@ def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
         body += (bytes(pad), *packed)
         at += pad + length
     return [b"".join(index), *body]
+
+
+def path(gang: str, key: Key, destination: int) -> str:
+    """One object an operation and source; of sends, one for each pair of ranks."""
+    kind = f"send-{destination}" if key.is_send else "all"
+    return f"{prefix(gang)}{key.communicator}/{kind}/{key.number}/{key.source}"
 
 
 async def announce(objects: Objects, gang: str, frame: Frame) -> None:
