@@ -450,12 +450,10 @@ def what_is_refused_before_anything_is_sent(comm: Any, mpi: Any) -> Any:
         "tag of a receive": is_refused(lambda: comm.recv(source=0, tag=-7)),
         "alltoall of too few": is_refused(lambda: comm.alltoall([1] * (size - 1))),
         "alltoall of too many": is_refused(lambda: comm.alltoall([1] * (size + 1))),
-        "alltoall of nothing": is_refused(lambda: comm.alltoall(None)),
         "isend to nobody": is_refused(lambda: comm.isend(1, dest=size)),
         "not to be pickled": is_refused(lambda: comm.send((i for i in range(3)), dest=0)),
     }
     if comm.rank == 0:
         found["scatter of too few"] = is_refused(lambda: comm.scatter([1] * (size - 1), root=0))
         found["scatter of too many"] = is_refused(lambda: comm.scatter([1] * (size + 1), root=0))
-        found["scatter of nothing"] = is_refused(lambda: comm.scatter(None, root=0))
     return found, comm.allgather(comm.rank)
