@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_said_at_once_to_all_who_wait(what: str) -> None:
 def test_a_latecomer_who_does_not_fit_hurts_nobody_but_itself() -> None:
     async def everybody(here: Services) -> Any:
         comms = await asyncio.gather(*(member(here, r, 2, "queue").join() for r in range(2)))
-        with pytest.raises(CollectiveError, match="rank 1 .* is there already"):
+        with pytest.raises(CollectiveError, match=r"rank 1 .* is there already"):
             await member(here, 1, 2, "queue").join()
         with pytest.raises(CollectiveError, match="has world_size=9"):
             await member(here, 8, 9, "queue").join()

@@ -1,4 +1,4 @@
-"""fsdray answers what a real MPI answered; see `tests.oracle`, and benchmarks/oracle.py to renew."""
+"""fsdray answers what a real MPI answered; `benchmarks/oracle.py` asks both anew."""
 
 from __future__ import annotations
 

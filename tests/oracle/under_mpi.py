@@ -1,4 +1,4 @@
-"""Run the programs on a real MPI: ``mpiexec -n P python -m tests.oracle.under_mpi answers.json``."""
+"""Run the programs on a real MPI; ``mpiexec -n P python -m tests.oracle.under_mpi FILE``."""
 
 from __future__ import annotations
 
