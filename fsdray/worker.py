@@ -18,6 +18,7 @@ from typing import Any
 from fsdray import (
     collective,
     context,
+    coroutines,
     environment,
     failure,
     gang,
@@ -25,6 +26,7 @@ from fsdray import (
     loop,
     modules,
     session,
+    streams,
     values,
     wire,
 )
@@ -53,8 +55,7 @@ def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> 
     meter = Meter()
     set_outermost(meter)
     try:
-        call = wire.load(payload)
-        assert isinstance(call, Call)
+        call = wire.load_call(payload)
     except FsdrayError as error:
         refused = failure.encode(failure.capture(error, "a call"))
         once.respond(wire.dump(Reply({0: RankReply((Inline(refused, failed=True),))})), False)
@@ -110,7 +111,10 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
             with groups.ending_with_task(call.timeout):
-                value = function(*args, **kwargs)
+                value = coroutines.finished(here, function(*args, **kwargs))
+                if call.items is not None:
+                    streams.produce(here, call, value)
+                    value = None
             results = _values(call, value, len(returns))
             payloads = [
                 _send(here, call, key, wire.encode(each))
@@ -130,7 +134,8 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             dataclasses.replace(_send(here, call, key, [encoded]), failed=True) for key in returns
         ]
     finally:
-        loop.run(here.flush())
+        if not here.is_flushed():
+            loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 
