@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
@@ -107,11 +108,9 @@ class QueueChannel:
 
         What is posted in one turn of the loop goes together.
         """
-        try:
-            async with asyncio.timeout(LINGER):
-                await self._hurried.wait()
-        except TimeoutError:
-            pass  # nobody was in a hurry
+        if not self._hurried.is_set():
+            with suppress(TimeoutError):  # nobody was in a hurry
+                await asyncio.wait_for(self._hurried.wait(), LINGER)
         ready, self._ready, self._departure = self._ready, [], None
         self._hurried.clear()
         limits = self._messages.limits
