@@ -168,51 +168,51 @@ class AsyncCommunicator(PointToPoint):
 
     def ibcast(self, obj: Any, root: int = 0) -> AsyncRequest:
         """Begin a `bcast`; like all that begin, what is given may be changed at once."""
-        return self._begun(lambda: self.bcast(obj, root))
+        return AsyncRequest(self._begun(lambda: self.bcast(obj, root)))
 
     def iscatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> AsyncRequest:
         """Begin a `scatter`."""
-        return self._begun(lambda: self.scatter(sendobj, root))
+        return AsyncRequest(self._begun(lambda: self.scatter(sendobj, root)))
 
     def igather(self, sendobj: Any, root: int = 0) -> AsyncRequest:
         """Begin a `gather`."""
-        return self._begun(lambda: self.gather(sendobj, root))
+        return AsyncRequest(self._begun(lambda: self.gather(sendobj, root)))
 
     def ireduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> AsyncRequest:
         """Begin a `reduce`."""
-        return self._begun(lambda: self.reduce(sendobj, op, root))
+        return AsyncRequest(self._begun(lambda: self.reduce(sendobj, op, root)))
 
     def iallgather(self, sendobj: Any) -> AsyncRequest:
         """Begin an `allgather`."""
-        return self._begun(lambda: self.allgather(sendobj))
+        return AsyncRequest(self._begun(lambda: self.allgather(sendobj)))
 
     def ialltoall(self, sendobj: Sequence[Any]) -> AsyncRequest:
         """Begin an `alltoall`."""
-        return self._begun(lambda: self.alltoall(sendobj))
+        return AsyncRequest(self._begun(lambda: self.alltoall(sendobj)))
 
     def iallreduce(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
         """Begin an `allreduce`."""
-        return self._begun(lambda: self.allreduce(sendobj, op))
+        return AsyncRequest(self._begun(lambda: self.allreduce(sendobj, op)))
 
     def ireduce_scatter(self, sendobj: Sequence[Any], op: Op = SUM) -> AsyncRequest:
         """Begin a `reduce_scatter`."""
-        return self._begun(lambda: self.reduce_scatter(sendobj, op))
+        return AsyncRequest(self._begun(lambda: self.reduce_scatter(sendobj, op)))
 
     def iscan(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
         """Begin a `scan`."""
-        return self._begun(lambda: self.scan(sendobj, op))
+        return AsyncRequest(self._begun(lambda: self.scan(sendobj, op)))
 
     def iexscan(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
         """Begin an `exscan`."""
-        return self._begun(lambda: self.exscan(sendobj, op))
+        return AsyncRequest(self._begun(lambda: self.exscan(sendobj, op)))
 
     def ibarrier(self) -> AsyncRequest:
         """Begin a `barrier`."""
-        return self._begun(self.barrier)
+        return AsyncRequest(self._begun(self.barrier))
 
     def ineighbor_alltoall(self, sends: Mapping[int, Any], sources: Iterable[int]) -> AsyncRequest:
         """Begin a `neighbor_alltoall`."""
-        return self._begun(lambda: self.neighbor_alltoall(sends, sources))
+        return AsyncRequest(self._begun(lambda: self.neighbor_alltoall(sends, sources)))
 
     # Other communicators
 
@@ -289,8 +289,7 @@ class AsyncCommunicator(PointToPoint):
 
     async def close(self) -> None:
         """Finish what is under way."""
-        self._stop_probes()
-        await self._end.channel.close()
+        await self._end.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} rank {self.rank} of {self.size}>"
@@ -322,10 +321,6 @@ class AsyncCommunicator(PointToPoint):
 
     def _in_order(self, got: dict[int, Any], own: Any) -> list[Any]:
         return [own if rank == self.rank else got[rank] for rank in range(self.size)]
-
-    def _begun(self, call: Callable[[], Awaitable[Any]]) -> AsyncRequest:
-        with self._owning():
-            return AsyncRequest(call())
 
     async def _reduced(
         self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: Any

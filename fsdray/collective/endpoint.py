@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from fsdray.collective.channels import Channel
+from fsdray.collective.channels import Channel, Outgoing
 from fsdray.collective.mailbox import Mailbox
 from fsdray.errors import CollectiveError, CollectiveTimeout
+
+T = TypeVar("T")
 
 Abort = Callable[[CollectiveError], Awaitable[None]]
 """Tells all other ranks of the gang that it is over, and why."""
@@ -39,6 +41,44 @@ class Endpoint:
     deadline: float
     abort: Abort = tell_nobody
     sent_bytes: int = 0  # payload of this rank's messages, as packed
+    _begun: set[asyncio.Future[Any]] = field(default_factory=set)
+    _unposted: set[asyncio.Future[None]] = field(default_factory=set)
+
+    def begin(self, work: Awaitable[T], posted: asyncio.Future[None] | None) -> asyncio.Future[T]:
+        """Have `work` go on by itself until the end is closed.
+
+        What it sends goes out even then, if nobody waited for it; `posted` is done by that time.
+        """
+        begun = asyncio.ensure_future(work)
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+        begun.add_done_callback(seen)
+        if posted is not None:
+            self._unposted.add(posted)
+            posted.add_done_callback(self._unposted.discard)
+            begun.add_done_callback(lambda _: mark(posted))
+        return begun
+
+    async def post(
+        self, outgoing: Outgoing, posted: asyncio.Future[None] | None, *, may_linger: bool = False
+    ) -> None:
+        """Send; `posted` is done afterwards."""
+        try:
+            await self.channel.post(outgoing, may_linger=may_linger)
+        finally:
+            mark(posted)
+
+    async def close(self) -> None:
+        """Send what was begun, give up what only waits, and close the channel."""
+        self.channel.hurry()
+        if self._unposted:
+            await asyncio.wait(list(self._unposted))
+        begun = list(self._begun)
+        for each in begun:
+            each.cancel()
+        if begun:
+            await asyncio.wait(begun)
+        await self.channel.close()
 
     async def within(
         self,
@@ -69,6 +109,18 @@ class Endpoint:
             ranks = missing()
             what = f"no message came from {named(ranks)}" if ranks else "sending did not end"
             raise CollectiveTimeout(f"{who}: {what} in time")
+
+
+def mark(posted: asyncio.Future[None] | None) -> None:
+    """`posted` is done, if it was not."""
+    if posted is not None and not posted.done():
+        posted.set_result(None)
+
+
+def seen(task: asyncio.Future[Any]) -> None:
+    """The error of what nobody waits for any more is nobody's."""
+    if not task.cancelled():
+        task.exception()
 
 
 def named(ranks: Sequence[int]) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from hashlib import blake2b
 from typing import Any, SupportsIndex, TypeVar
 
 from fsdray import wire
 from fsdray.collective import codec
 from fsdray.collective.algorithms import Exchange
+from fsdray.collective.channels import SendsNothing
 from fsdray.collective.endpoint import Endpoint
 from fsdray.collective.envelope import rank_in
 from fsdray.collective.frames import Key, Operation
@@ -45,7 +45,7 @@ class Member:
         self.size = len(members)
         self._numbers = itertools.count()
         self._active: set[int] = set()
-        self._is_owning = False
+        self._posted: asyncio.Future[None] | None = None  # of what is being begun
         self._is_free = False
 
     @property
@@ -81,22 +81,23 @@ class Member:
         number = self._number() if number is None else number
         self._end.sent_bytes += sum(wire.size(parcel.payload) for parcel in parcels)
         outgoing = Outgoing(operation, self._id, number, root, parcels)
-        return self._do_exchange(outgoing, pattern.sources)
+        return self._do_exchange(outgoing, pattern.sources, self._posted)
 
     def _parcel(self, ranks: Sequence[int], value: Any) -> Parcel:
         packing, payload = codec.encode(wire.encode(value))
-        if self._is_owning:
+        if self._posted is not None:
+            # Its owner may change it before it is sent.
             payload = [b"".join(payload)]
         return Parcel(tuple(self._members[rank] for rank in ranks), packing, payload)
 
-    @contextmanager
-    def _owning(self) -> Iterator[None]:
-        """What is encoded in this block may be changed by its owner right after it."""
-        self._is_owning = True
+    def _begun(self, call: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
+        """Begin an operation, which goes on by itself; what it is given may be changed at once."""
+        posted = self._posted = asyncio.get_running_loop().create_future()
         try:
-            yield
+            work = call()
         finally:
-            self._is_owning = False
+            self._posted = None
+        return self._end.begin(work, posted)
 
     def _number(self) -> int:
         number = next(self._numbers)
@@ -115,17 +116,19 @@ class Member:
 
     # Inside
 
-    async def _do_exchange(self, outgoing: Outgoing, sources: Sequence[int]) -> dict[int, Any]:
+    async def _do_exchange(
+        self, outgoing: Outgoing, sources: Sequence[int], posted: asyncio.Future[None] | None
+    ) -> dict[int, Any]:
         number = outgoing.number
         called = Called(outgoing.operation, outgoing.tag)
-        mailbox, channel = self._end.mailbox, self._end.channel
+        mailbox = self._end.mailbox
         keys = {source: Key(self._id, False, number, self._members[source]) for source in sources}
         try:
             mailbox.check()
             await self._end.within(
                 self._who(outgoing.operation.name.lower()),
                 lambda: [source for source, key in keys.items() if not mailbox.has(key)],
-                channel.post(outgoing) if outgoing.parcels else None,
+                self._end.post(outgoing, posted) if outgoing.parcels else None,
                 self._collect(called, list(keys.values())),
             )
             letters = {source: mailbox.take(key) for source, key in keys.items()}
@@ -149,10 +152,11 @@ class Member:
                 return
             try:
                 await channel.collect(missing)
-            except MismatchedCollective as error:
-                what = called.operation.name.lower()
+            except SendsNothing as error:
+                source = self._members.index(error.source)
                 raise MismatchedCollective(
-                    f"rank {self.rank} called {what} where {error}"
+                    f"rank {self.rank} called {called.operation.name.lower()} where rank {source} "
+                    f"called {error.called}, which sends nothing to rank {self.rank}"
                 ) from error
 
     def _check_same(self, mine: Called, key: Key, *, is_asked: bool = True) -> None:

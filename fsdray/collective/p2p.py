@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from fsdray import wire
-from fsdray.collective.endpoint import Endpoint
+from fsdray.collective.endpoint import Endpoint, seen
 from fsdray.collective.envelope import (
     ANY_SOURCE,
     ANY_TAG,
@@ -42,7 +42,7 @@ class PointToPoint(Member):
     def _begin(self, end: Endpoint, number: int, members: Sequence[int], rank: int) -> None:
         super()._begin(end, number, members, rank)
         self._sent: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
-        self._probes: dict[tuple[int | None, int | None], asyncio.Task[Letter]] = {}
+        self._probes: dict[tuple[int | None, int | None], asyncio.Future[Letter]] = {}
 
     def send(self, obj: Any, dest: int, tag: int = 0) -> Awaitable[None]:
         """Send `obj` to rank `dest`; once this is done it may be changed.
@@ -61,8 +61,7 @@ class PointToPoint(Member):
 
         Sends that begin close to one another travel together, which bills less.
         """
-        with self._owning():
-            sending = self._send(obj, dest, tag, may_linger=True)
+        sending = self._begun(lambda: self._send(obj, dest, tag, may_linger=True))
         return AsyncRequest(sending, None, self._end.channel.hurry, give_up=lambda: False)
 
     def recv(
@@ -91,9 +90,10 @@ class PointToPoint(Member):
         source_, tag_ = self._wanted(buf, source, tag)
         status = Status()
         if source_ == PROC_NULL:
-            return AsyncRequest(self._recv(source_, tag_, status), status, give_up=lambda: False)
+            nothing = asyncio.ensure_future(self._recv(source_, tag_, status))
+            return AsyncRequest(nothing, status, give_up=lambda: False)
         posting = self._end.mailbox.sends(self._id).post(source_, tag_)
-        received = asyncio.ensure_future(self._take(posting, status))
+        received = self._end.begin(self._take(posting, status), None)
 
         def give_up() -> bool:
             if posting.letter is not None:
@@ -101,7 +101,9 @@ class PointToPoint(Member):
             received.cancel()
             return True
 
-        return AsyncRequest(_unless_cancelled(received), status, give_up=give_up)
+        return AsyncRequest(
+            asyncio.ensure_future(_unless_cancelled(received)), status, give_up=give_up
+        )
 
     def sendrecv(
         self,
@@ -145,8 +147,7 @@ class PointToPoint(Member):
             looking = self._probes.get((source_, tag_))
             is_new = looking is None
             if looking is None:
-                looking = asyncio.ensure_future(self._look(source_, tag_))
-                looking.add_done_callback(_seen)
+                looking = self._end.begin(self._look(source_, tag_), None)
                 self._probes[source_, tag_] = looking
             await asyncio.wait([looking], timeout=FIRST_LOOK if is_new else GLANCE)
             if looking.done():
@@ -170,14 +171,20 @@ class PointToPoint(Member):
             self._end.sent_bytes += wire.size(parcel.payload)
         # Numbered last: a number that is never sent would hold up all that come after it.
         outgoing = Outgoing(Operation.SEND, self._id, next(self._sent[dest]), tag, [parcel])
-        return self._do_send(outgoing, dest, may_linger)
+        return self._do_send(outgoing, dest, self._posted, may_linger)
 
-    async def _do_send(self, outgoing: Outgoing, dest: int, may_linger: bool) -> None:
+    async def _do_send(
+        self,
+        outgoing: Outgoing,
+        dest: int,
+        posted: asyncio.Future[None] | None,
+        may_linger: bool,
+    ) -> None:
         self._end.mailbox.check()
         if dest == self.rank:
             self._end.mailbox.keep_own(outgoing)
             return
-        posting = self._end.channel.post(outgoing, may_linger=may_linger)
+        posting = self._end.post(outgoing, posted, may_linger=may_linger)
         await self._end.within(self._who("send"), list, posting)
 
     def _wanted(self, buf: Any, source: int, tag: int) -> tuple[int | None, int | None]:
@@ -233,7 +240,7 @@ class PointToPoint(Member):
 
     async def _both(self, sending: Awaitable[None], receiving: Awaitable[Any]) -> Any:
         receive = asyncio.ensure_future(receiving)
-        receive.add_done_callback(_seen)
+        receive.add_done_callback(seen)
         try:
             await sending
             return await receive
@@ -263,9 +270,3 @@ async def _unless_cancelled(received: asyncio.Future[Any]) -> Any:
     """What was received; None where the receive was given up."""
     await asyncio.wait([received])
     return None if received.cancelled() else received.result()
-
-
-def _seen(task: asyncio.Future[Any]) -> None:
-    """The error of what nobody waits for any more is nobody's."""
-    if not task.cancelled():
-        task.exception()

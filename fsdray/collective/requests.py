@@ -7,10 +7,11 @@ operation does is not here: a request only holds the task that does it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from fsdray import loop
+from fsdray.collective.endpoint import seen
 from fsdray.collective.envelope import UNDEFINED, Status
 from fsdray.errors import SettingsError
 
@@ -37,13 +38,13 @@ class AsyncRequest:
 
     def __init__(
         self,
-        work: Awaitable[Any],
+        work: asyncio.Future[Any],
         status: Status | None = None,
         hurry: Callable[[], None] | None = None,
         give_up: Callable[[], bool] | None = None,
     ) -> None:
-        self._work: asyncio.Future[Any] | None = asyncio.ensure_future(work)
-        self._work.add_done_callback(_seen)
+        self._work: asyncio.Future[Any] | None = work
+        work.add_done_callback(seen)
         self._status = status if status is not None else Status()
         self._hurry = hurry
         self._give_up = give_up
@@ -252,12 +253,6 @@ async def _called(function: Callable[[], T]) -> T:
 
 def _inner(requests: Sequence[Request]) -> list[AsyncRequest]:
     return [request._inner for request in requests]
-
-
-def _seen(work: asyncio.Future[Any]) -> None:
-    """The error of a request that nobody waits for is nobody's."""
-    if not work.cancelled():
-        work.exception()
 
 
 async def _until(requests: Sequence[AsyncRequest], what: str, timeout: float | None = None) -> None:

@@ -289,6 +289,32 @@ def test_what_lingers_goes_before_its_rank_waits_or_ends() -> None:
     assert run("queue", 2, program) == [(1, "last words"), (0, "last words")]
 
 
+@on_both_channels
+def test_what_was_begun_is_sent_even_where_nobody_waited_for_it(channel: str) -> None:
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def program(comm: AsyncCommunicator) -> Any:
+        part = await comm.split(0)
+        assert part is not None
+        if comm.rank == 0:
+            for each in (comm, part):
+                each.isend("last words", 1)
+                each.iallgather("too")
+                each.irecv(tag=99)
+                assert not await each.iprobe(tag=99)
+            tasks.update(asyncio.all_tasks())
+            return None
+        words = [await each.recv() if comm.rank == 1 else None for each in (part, comm)]
+        return words, [await each.allgather(comm.rank) for each in (part, comm)]
+
+    assert run(channel, 3, program, deadline=20) == [
+        None,
+        (["last words"] * 2, [["too", 1, 2]] * 2),
+        ([None] * 2, [["too", 1, 2]] * 2),
+    ]
+    assert all(task.done() for task in tasks)
+
+
 # Arguments
 
 

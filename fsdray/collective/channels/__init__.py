@@ -14,12 +14,22 @@ from typing import Protocol
 
 from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
+from fsdray.collective.channels.object import SendsNothing
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
 from fsdray.services import Backend
 
-__all__ = ["Channel", "Outgoing", "Rendezvous", "announce", "clear", "open_channel", "prepare"]
+__all__ = [
+    "Channel",
+    "Outgoing",
+    "Rendezvous",
+    "SendsNothing",
+    "announce",
+    "clear",
+    "open_channel",
+    "prepare",
+]
 
 
 class Channel(Protocol):

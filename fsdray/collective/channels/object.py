@@ -38,6 +38,15 @@ _ENTRY = struct.Struct("<QQI")  # offset, length, destinations
 _RANK = struct.Struct("<I")
 
 
+class SendsNothing(MismatchedCollective):
+    """What a rank sent in an operation has nothing for this rank; both are the gang's numbers."""
+
+    def __init__(self, source: int, called: str, rank: int) -> None:
+        self.source = source
+        self.called = called
+        super().__init__(f"rank {source} called {called}, which sends nothing to rank {rank}")
+
+
 def prefix(gang: str) -> str:
     """Where all objects of a gang lie; it starts with random digits, which spreads S3's load."""
     return f"{gang}/"
@@ -158,9 +167,7 @@ class ObjectChannel:
         first, _, _ = _ENTRY.unpack_from(head, _COUNT.size)
         called = operation_in(blob.data[first:])
         what = "another operation" if called is None else called.name.lower()
-        raise MismatchedCollective(
-            f"rank {source} called {what}, which sends nothing to rank {self._rank}"
-        )
+        raise SendsNothing(source, what, self._rank)
 
     async def _watch_abort(self) -> None:
         blob = None
