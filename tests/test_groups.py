@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 import fsdray as fsd
+from fsdray import loop, session
 from fsdray.collective import AsyncCommunicator
 from fsdray.errors import CollectiveError, CollectiveTimeout, RankFailed, SettingsError
 from fsdray.groups import Keys, NamedGroup, Terms
@@ -280,6 +281,8 @@ def test_a_task_may_be_in_several_groups_and_leaves_them_when_it_returns() -> No
         found = fsd.get([grid.remote(row, column) for row in range(2) for column in range(2)])
         for i, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
             assert found[i] == ([(row, 0), (row, 1)], [(0, column), (1, column)])
+    keys = loop.run(session.current().backend.objects.list("groups/"))
+    assert not [key for key in keys if "row" in key or "column" in key]
 
 
 def test_the_driver_may_be_a_rank_and_coroutines_run_over_a_group() -> None:
@@ -327,6 +330,21 @@ def test_a_task_whose_fellow_never_comes_fails_before_its_own_time_is_over() -> 
         fsd.get(task.remote(0))
     with pytest.raises(CollectiveTimeout, match="rank 0 did not come"):
         fsd.collective.init_group("lonely", 1, 2, timeout=0.1)
+
+
+def test_a_group_may_be_larger_than_the_concurrency() -> None:
+    @fsd.remote
+    def task(rank: int) -> Any:
+        comm = fsd.collective.init_group("large", rank, 5)
+        return [comm.allreduce(rank) for _ in range(3)]
+
+    fsd.shutdown()
+    fsd.init("local", concurrency=2)
+    try:
+        assert fsd.get([task.remote(rank) for rank in range(5)]) == [[10, 10, 10]] * 5
+    finally:
+        fsd.shutdown()
+        fsd.init("local", concurrency=20)
 
 
 def test_abort_ends_a_group() -> None:

@@ -138,6 +138,7 @@ def enter(communicator: AsyncCommunicator | None) -> None:
 def _inside() -> AsyncCommunicator:
     if _world is None:
         raise CollectiveError(
-            "there is no gang here: call this in a task of @fsdray.remote(world_size=P)"
+            "there is no gang here: call this in a task of @fsdray.remote(world_size=P), "
+            "or have tasks meet with fsdray.collective.init_group"
         )
     return _world
