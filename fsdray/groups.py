@@ -420,5 +420,15 @@ def ending_with_task(timeout: float) -> Iterator[None]:
 def _part(how: Callable[[NamedGroup], Coroutine[Any, Any, None]]) -> None:
     groups = [group for group in _joined.values() if not group.is_over]
     _joined.clear()
-    for group in groups:
-        loop.run(how(group))
+    if groups:
+        loop.run(_part_at_once(how, groups))
+
+
+async def _part_at_once(
+    how: Callable[[NamedGroup], Coroutine[Any, Any, None]], groups: Sequence[NamedGroup]
+) -> None:
+    # One after the other, tasks that joined in different orders would wait for each other.
+    results = await asyncio.gather(*map(how, groups), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

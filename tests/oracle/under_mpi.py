@@ -42,7 +42,7 @@ def main() -> None:
         comm.Free()
     if world.rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
-        print(MPI.Get_library_version().split(",")[0])
+        print(MPI.Get_library_version().splitlines()[0].split(",")[0])
 
 
 if __name__ == "__main__":
