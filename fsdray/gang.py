@@ -188,13 +188,13 @@ class Rank:
         self._timeout = timeout
         self.breaker = breaker_for(backend, call.gang)
         mailbox = Mailbox(rendezvous(call.gang).epoch, call.gang.rank, self.breaker.heard)
-        self.breaker.listen(lambda error: mailbox.fail(lambda: _again(error)))
+        self.breaker.listen(lambda error: mailbox.fail(lambda: again(error)))
         self._channel = channels.open_channel(
             backend, rendezvous(call.gang), call.gang.rank, call.gang.size, mailbox
         )
         deadline = asyncio.get_running_loop().time() + timeout * (1 - _LAST_WORDS)
         self.communicator = AsyncCommunicator(
-            call.gang.rank, call.gang.size, self._channel, mailbox, deadline
+            call.gang.rank, call.gang.size, self._channel, mailbox, deadline, self._abort
         )
         ranks = children(call.gang.rank, call.gang.size, call.gang.branching)
         self._tree = asyncio.create_task(
@@ -205,6 +205,13 @@ class Rank:
         """The user's code raised; the others must not wait for this rank."""
         if not is_consequence:
             self.breaker.trip(((self._gang.rank,), encoded), is_death=False, is_news=True)
+        if self.breaker.announcing is not None:
+            await asyncio.wait([self.breaker.announcing])
+
+    async def _abort(self, why: CollectiveError) -> None:
+        """The user's code ends the gang, as a death would."""
+        encoded = failure.encode(failure.capture(why, self._call.name, self._call.whereabouts()))
+        self.breaker.trip(((self._gang.rank,), encoded), is_death=True, is_news=True)
         if self.breaker.announcing is not None:
             await asyncio.wait([self.breaker.announcing])
 
@@ -285,6 +292,6 @@ def _settle(
         raise error
 
 
-def _again(error: RankFailed) -> RankFailed:
+def again(error: RankFailed) -> RankFailed:
     """The same error for another waiter: a raised exception collects the traceback of each."""
     return RankFailed(error.ranks, error.cause)

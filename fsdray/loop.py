@@ -182,6 +182,11 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def meanwhile() -> Callable[[], AbstractContextManager[None]] | None:
+    """What `when_long` was given last."""
+    return _meanwhile
+
+
 def when_long(meanwhile: Callable[[], AbstractContextManager[None]] | None) -> None:
     """Have each `run` that takes more than a moment be within this from then on; None ends it."""
     global _meanwhile

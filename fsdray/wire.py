@@ -124,7 +124,9 @@ def _is_plain(value: Any) -> bool:
         numpy is not None
         and kind is numpy.ndarray
         and value.flags.writeable
+        and value.flags.forc
         and not value.dtype.hasobject
+        and not _holds_times(value.dtype)
     )
 
 
@@ -158,13 +160,22 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             elif issubclass(kind, type) and isinstance(obj.__module__, str):
                 _collected.modules.add(obj.__module__)
         numpy = sys.modules.get("numpy")
-        if (
-            numpy is not None
-            and kind is numpy.ndarray
-            and not (obj.flags.writeable or obj.dtype.hasobject)
-        ):
-            return numpy.asarray(_Lent(obj)).__reduce_ex__(5)
+        if numpy is not None and kind is numpy.ndarray and not obj.dtype.hasobject:
+            return self._reduce_array(numpy, obj)
         return super().reducer_override(obj)
+
+    def _reduce_array(self, numpy: Any, array: Any) -> Any:
+        """As a buffer, whatever its layout and type; NumPy pickles some of them by value."""
+        if not array.flags.forc:
+            array = numpy.ascontiguousarray(array)
+        if _holds_times(array.dtype):
+            # Their memory cannot be had as a buffer, nor can anything that holds one of them.
+            order = "C" if array.flags.c_contiguous else "F"
+            raw = array.reshape(-1, order=order).view(f"V{array.dtype.itemsize}").view("u1")
+            return _array_of, (raw, array.dtype, array.shape, order)
+        if not array.flags.writeable:
+            array = numpy.asarray(_Lent(array))
+        return array.__reduce_ex__(5)
 
     def _reduce_function(self, function: types.FunctionType, reduced: Any) -> Any:
         needed = _collected.modules
@@ -189,6 +200,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         extra = {name: value for name, value in used.items() if not name.isidentifier()}
         slots = {**slots, "__globals__": {}, "_cloudpickle_submodules": []}
         return make, (code, _Globals(module.__name__, extra), *given), (state, slots), *rest
+
+
+def _holds_times(dtype: Any) -> bool:
+    if dtype.subdtype is not None:
+        return _holds_times(dtype.subdtype[0])
+    if dtype.fields is not None:
+        return any(_holds_times(field[0]) for field in dtype.fields.values())
+    return dtype.kind in "mM"
+
+
+def _array_of(raw: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
+    return raw.view(dtype).reshape(shape, order=order)
 
 
 class _Globals:

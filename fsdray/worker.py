@@ -23,6 +23,7 @@ from fsdray import (
     environment,
     failure,
     gang,
+    groups,
     loop,
     modules,
     session,
@@ -113,10 +114,11 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         with around:
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
-            value = coroutines.finished(here, function(*args, **kwargs))
-            if call.items is not None:
-                streams.produce(here, call, value)
-                value = None
+            with groups.ending_with_task(call.timeout):
+                value = coroutines.finished(here, function(*args, **kwargs))
+                if call.items is not None:
+                    streams.produce(here, call, value)
+                    value = None
             results = _values(call, value, len(returns))
             # All of them, before any is stored.
             encoded_results = [_encoded(call, each) for each in results]

@@ -125,6 +125,52 @@ def test_arrays_within_values_come_out_as_they_went_in(inner: list[Array], value
         assert_same(got, sent)
 
 
+TIMES: Any = np.arange(12).astype("M8[s]")
+NESTED: Any = np.zeros(300, dtype=[("t", "M8[ns]"), ("s", [("d", "m8[s]", (2,)), ("x", ">f4")])])
+NESTED["t"] = np.arange(300)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(5_000)[::2],
+        np.arange(5_000.0)[::-1],
+        np.broadcast_to(np.float32(2), (400, 5)),
+        np.arange(8_000).reshape(20, 20, 20).transpose(1, 0, 2),
+        np.arange(3_000).astype("M8[s]"),
+        np.asfortranarray(np.arange(1_200).astype("m8[ns]").reshape(30, 40)),
+        np.arange(1_200).astype(">M8[s]").reshape(30, 40).T,
+        np.arange(3_000).astype("M8[D]")[::3],
+        NESTED,
+        np.zeros(500, dtype="V20"),
+        np.array(["ü" * 100] * 100),
+    ],
+)
+@pytest.mark.parametrize("is_writeable", [True, False])
+def test_arrays_are_buffers_and_not_part_of_the_pickle(array: Array, is_writeable: bool) -> None:
+    array = array[...]
+    if array.flags.writeable:
+        array.flags.writeable = is_writeable
+    for value in (array, {"in": [array]}):
+        head, body, *buffers = wire.encode(value)
+        assert len(body) < 500
+        assert array.nbytes in [memoryview(buffer).nbytes for buffer in buffers]
+        out = wire.decode(bytearray().join([head, body, *buffers]))
+        got = out if value is array else out["in"][0]
+        assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes())
+        assert got.flags.writeable
+        if array.flags.forc:
+            assert got.flags.f_contiguous == array.flags.f_contiguous
+
+
+@pytest.mark.parametrize(
+    "array", [TIMES[:0], TIMES[3], np.array(5, "M8[D]"), TIMES[:0].reshape(0, 3)]
+)
+def test_arrays_of_no_or_one_time_come_out_as_they_went_in(array: Array) -> None:
+    got = wire.decode(bytearray().join(wire.encode(array)))
+    assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
 def test_an_array_of_objects_comes_out_as_it_went_in() -> None:
     array = np.array([{"a": 1}, None, "text"], dtype=object)
     assert through(array).tolist() == array.tolist()

@@ -18,6 +18,16 @@ gather and bcast do on the queue, and takes one latency instead of two (FACTS, s
 
 
 @dataclass(frozen=True)
+class Call:
+    """A collective as one rank calls it: all that its algorithm is chosen by."""
+
+    operation: Operation
+    rank: int
+    size: int
+    root: int = 0
+
+
+@dataclass(frozen=True)
 class Exchange:
     """One rank's part of one round.
 
@@ -27,6 +37,37 @@ class Exchange:
 
     destinations: tuple[tuple[int, ...], ...]
     sources: tuple[int, ...]
+
+
+def rounds(call: Call) -> tuple[Exchange, ...]:
+    """This rank's part of a collective, one exchange after the other.
+
+    Of two rounds the first goes to rank 0 and the second comes from there. A neighbor_alltoall
+    says with each call who its neighbors are, so it is not among these.
+    """
+    _check_collective(call.operation)
+    rank, size, root = call.rank, call.size, call.root
+    match call.operation:
+        case Operation.BCAST:
+            return (from_root(rank, size, root, is_multicast=True),)
+        case Operation.SCATTER:
+            return (from_root(rank, size, root, is_multicast=False),)
+        case Operation.GATHER | Operation.REDUCE:
+            return (to_root(rank, size, root),)
+        case Operation.ALLGATHER | Operation.SPLIT:
+            return (all_to_all(rank, size),)
+        case Operation.ALLTOALL | Operation.REDUCE_SCATTER:
+            return (each_to_each(rank, size),)
+        case Operation.SCAN | Operation.EXSCAN:
+            if is_one_round(size):
+                return (to_higher(rank, size),)
+            return (to_root(rank, size, 0), from_root(rank, size, 0, is_multicast=False))
+        case Operation.ALLREDUCE | Operation.BARRIER:
+            if is_one_round(size):
+                return (all_to_all(rank, size),)
+            return (to_root(rank, size, 0), from_root(rank, size, 0, is_multicast=True))
+        case _:
+            raise ValueError(f"{call.operation.name.lower()} has no rounds of its own")
 
 
 def from_root(rank: int, size: int, root: int, *, is_multicast: bool) -> Exchange:
@@ -52,8 +93,20 @@ def all_to_all(rank: int, size: int) -> Exchange:
     return Exchange((others,) if others else (), others)
 
 
+def each_to_each(rank: int, size: int) -> Exchange:
+    """Everybody gives each other its own (alltoall, reduce_scatter)."""
+    others = _others(size, rank)
+    return Exchange(tuple((other,) for other in others), others)
+
+
+def to_higher(rank: int, size: int) -> Exchange:
+    """Everybody gives the same to all ranks above (a small scan)."""
+    above = tuple(range(rank + 1, size))
+    return Exchange((above,) if above else (), tuple(range(rank)))
+
+
 def is_one_round(size: int) -> bool:
-    """Whether an allreduce or barrier of `size` ranks is one round or gather and bcast."""
+    """Whether an allreduce, barrier or scan of `size` ranks is one round, or two by rank 0."""
     return size <= ONE_ROUND
 
 
@@ -69,7 +122,7 @@ def publishes(
     others = size - 1
     if others == 0:
         return 0
-    if operation == Operation.NEIGHBOR_ALLTOALL:
+    if operation in _EACH_TO_EACH:
         return size * _unicast(others, payload, limits)
     if operation == Operation.BCAST:
         return _multicast(others, payload, limits)
@@ -77,7 +130,11 @@ def publishes(
         return _unicast(others, payload, limits)
     if operation in (Operation.GATHER, Operation.REDUCE):
         return others * _unicast(1, payload, limits)
-    if operation == Operation.ALLGATHER or is_one_round(size):
+    if operation in _SCANS:
+        if is_one_round(size):
+            return sum(_multicast(above, payload, limits) for above in range(1, size))
+        return others * _unicast(1, payload, limits) + _unicast(others, payload, limits)
+    if operation in (Operation.ALLGATHER, Operation.SPLIT) or is_one_round(size):
         return size * _multicast(others, payload, limits)
     return others * _unicast(1, payload, limits) + _multicast(others, payload, limits)
 
@@ -91,8 +148,14 @@ def puts(operation: Operation, size: int) -> int:
         return 1
     if operation in (Operation.GATHER, Operation.REDUCE):
         return size - 1
+    if operation in _SCANS and is_one_round(size):
+        return size - 1
     # All send at once; or all but root do, and root sends what they came to.
     return size
+
+
+_EACH_TO_EACH = (Operation.NEIGHBOR_ALLTOALL, Operation.ALLTOALL, Operation.REDUCE_SCATTER)
+_SCANS = (Operation.SCAN, Operation.EXSCAN)
 
 
 def _check_collective(operation: Operation) -> None:

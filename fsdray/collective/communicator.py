@@ -1,167 +1,146 @@
-"""The communicator: mpi4py's lower-case object API over a channel and a mailbox.
+"""The communicator: mpi4py's lower-case object API, in coroutines, over a channel and a mailbox.
 
-`AsyncCommunicator` is the real one: coroutines on the loop. `Communicator` is the plain façade
-that tasks use. Who sends to whom is in `algorithms`; how bytes move, in `channels`.
+Here are the collectives, and the communicators made from one (`split`, `dup`); messages between
+two ranks are in `p2p`, and both stand on `member`. Who sends to whom is in `algorithms`. The plain
+façade that tasks use is `plain.Communicator`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import operator
-from collections import defaultdict
+import copy
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, NoReturn, Self, SupportsIndex, TypeVar
 
-from fsdray import loop, wire
-from fsdray.collective import algorithms, codec
-from fsdray.collective.algorithms import Exchange
-from fsdray.collective.channels import Channel, Outgoing
-from fsdray.collective.frames import Key, Operation
-from fsdray.collective.mailbox import Letter, Mailbox
+from fsdray.collective import algorithms
+from fsdray.collective.algorithms import Call, Exchange
+from fsdray.collective.channels import Channel
+from fsdray.collective.endpoint import Abort, Endpoint, tell_nobody
+from fsdray.collective.envelope import UNDEFINED, is_number, rank_in
+from fsdray.collective.frames import Operation
+from fsdray.collective.mailbox import Mailbox
+from fsdray.collective.member import WORLD, child_id, copied
 from fsdray.collective.ops import SUM, Op, fold
-from fsdray.collective.parcels import Parcel
-from fsdray.errors import CollectiveTimeout, MismatchedCollective, SettingsError
+from fsdray.collective.p2p import PointToPoint
+from fsdray.collective.requests import AsyncRequest
+from fsdray.errors import CollectiveError, RankFailed, SettingsError
 
 T = TypeVar("T")
 
-ANY_SOURCE = -1
-ANY_TAG = -1
-MAX_TAG = 2**31 - 1  # what MPI libraries give at most (MPI_TAG_UB)
+MAX_COLOR = 2**31  # as in MPI, whose colors are C's int
 
 
-class AsyncCommunicator:
+class AsyncCommunicator(PointToPoint):
     """What the ranks of a group talk through, in coroutines.
 
     Collectives and sends take their place in the order of operations when they are *called*, not
     when they are awaited, so an operation may be started, other work done, and its result awaited
     later; a `recv` takes it when it is first awaited. All ranks must call the same collectives in
-    the same order.
+    the same order. Arguments are checked when an operation is called: where that raises, nothing
+    has been sent, and it may be called again.
 
     Parameters
     ----------
     rank, size : this rank, and how many there are.
     deadline : the loop's time at which every wait ends with `CollectiveTimeout`.
+    abort : tells all other ranks that the gang is over.
     """
 
     def __init__(
-        self, rank: int, size: int, channel: Channel, mailbox: Mailbox, deadline: float
+        self,
+        rank: int,
+        size: int,
+        channel: Channel,
+        mailbox: Mailbox,
+        deadline: float,
+        abort: Abort = tell_nobody,
     ) -> None:
-        self.rank = rank
-        self.size = size
-        self._channel = channel
-        self._mailbox = mailbox
-        self._deadline = deadline
-        self.sent_bytes = 0  # payload of this rank's messages, as packed
-        self._id = 0
-        self._numbers = itertools.count()
-        self._active: set[int] = set()
-        self._sent: defaultdict[int, itertools.count[int]] = defaultdict(itertools.count)
+        self._farewell: Callable[[], Awaitable[None]] | None = None
+        end = Endpoint(rank, channel, mailbox, deadline, abort)
+        self._begin(end, WORLD, range(size), rank)
 
-    # Point to point
-
-    def send(self, obj: Any, dest: int, tag: int = 0) -> Awaitable[None]:
-        """Send `obj` to rank `dest`; it may be changed once this has returned.
-
-        Raises
-        ------
-        SettingsError
-            where `dest` is no rank, `tag` is no tag, or `obj` cannot be pickled.
-        """
-        dest = self._rank(dest, "dest")
-        tag = _tag(tag)
-        parcel = Parcel((dest,), *codec.encode(wire.encode(obj)))
-        if dest != self.rank:
-            self.sent_bytes += wire.size(parcel.payload)
-        # Numbered last: a number that is never sent would hold up all that come after it.
-        return self._send(dest, tag, next(self._sent[dest]), parcel)
-
-    def recv(self, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Awaitable[Any]:
-        """The next message of `source` with `tag`; two ranks' messages do not overtake.
-
-        Of several that wait at once, the one that was awaited first is served first.
-        """
-        sources = range(self.size)
-        if source != ANY_SOURCE:
-            source = self._rank(source, "source")
-            sources = range(source, source + 1)
-        return self._recv(sources, None if tag == ANY_TAG else _tag(tag))
-
-    # Collectives
+    # Root gives or is given
 
     def bcast(self, obj: Any, root: int = 0) -> Awaitable[Any]:
         """Root's `obj` at every rank; root too is given a copy, which it may write."""
         root = self._rank(root, "root")
-        pattern = algorithms.from_root(self.rank, self.size, root, is_multicast=True)
-        own = _copy(obj) if self.rank == root else None
-        exchange = self._exchange(Operation.BCAST, pattern, [obj] * len(pattern.destinations))
-        return self._then(exchange, lambda got: own if self.rank == root else got[root])
+        own = copied(obj) if self.rank == root else None
+        exchange = self._same_to_all(Operation.BCAST, obj, root)
+        return _then(exchange, lambda got: own if self.rank == root else got[root])
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Awaitable[Any]:
         """Of root's sequence, one object a rank, the one of this rank."""
         root = self._rank(root, "root")
-        pattern = algorithms.from_root(self.rank, self.size, root, is_multicast=False)
-        own: Any = None
-        given: list[Any] = []
-        if self.rank == root:
-            values = list(sendobj if sendobj is not None else ())
-            if len(values) != self.size:
-                raise SettingsError(
-                    f"scatter takes one object a rank: {self.size}, not {len(values)}"
-                )
-            own = _copy(values[root])
-            given = [values[ranks[0]] for ranks in pattern.destinations]
-        exchange = self._exchange(Operation.SCATTER, pattern, given)
-        return self._then(exchange, lambda got: own if self.rank == root else got[root])
+        is_root = self.rank == root
+        values = self._one_a_rank("scatter", sendobj) if is_root else []
+        own = copied(values[root]) if is_root else None
+        exchange = self._own_to_each(Operation.SCATTER, values, root)
+        return _then(exchange, lambda got: own if is_root else got[root])
 
     def gather(self, sendobj: Any, root: int = 0) -> Awaitable[list[Any] | None]:
         """At root the objects of all ranks, in their order; None elsewhere."""
         root = self._rank(root, "root")
-        pattern = algorithms.to_root(self.rank, self.size, root)
-        own = _copy(sendobj) if self.rank == root else None
-        exchange = self._exchange(Operation.GATHER, pattern, [sendobj] * len(pattern.destinations))
-        return self._then(
-            exchange, lambda got: self._in_order(got, own) if self.rank == root else None
-        )
-
-    def allgather(self, sendobj: Any) -> Awaitable[list[Any]]:
-        """The objects of all ranks, in their order."""
-        pattern = algorithms.all_to_all(self.rank, self.size)
-        own = _copy(sendobj)
-        exchange = self._exchange(
-            Operation.ALLGATHER, pattern, [sendobj] * len(pattern.destinations)
-        )
-        return self._then(exchange, lambda got: self._in_order(got, own))
+        own = copied(sendobj) if self.rank == root else None
+        exchange = self._same_to_all(Operation.GATHER, sendobj, root)
+        return _then(exchange, lambda got: self._in_order(got, own) if self.rank == root else None)
 
     def reduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> Awaitable[Any]:
         """At root all ranks' objects, reduced in rank order; None elsewhere."""
         root = self._rank(root, "root")
-        pattern = algorithms.to_root(self.rank, self.size, root)
-        own = _copy(sendobj) if self.rank == root else None
-        exchange = self._exchange(Operation.REDUCE, pattern, [sendobj] * len(pattern.destinations))
-        return self._reduced(exchange, op, own) if self.rank == root else exchange_none(exchange)
+        op = _callable(op)
+        own = copied(sendobj) if self.rank == root else None
+        exchange = self._same_to_all(Operation.REDUCE, sendobj, root)
+        return self._reduced(exchange, op, own) if self.rank == root else _then(exchange, _nothing)
+
+    # Everybody gives and is given
+
+    def allgather(self, sendobj: Any) -> Awaitable[list[Any]]:
+        """The objects of all ranks, in their order."""
+        own = copied(sendobj)
+        exchange = self._same_to_all(Operation.ALLGATHER, sendobj)
+        return _then(exchange, lambda got: self._in_order(got, own))
+
+    def alltoall(self, sendobj: Sequence[Any]) -> Awaitable[list[Any]]:
+        """Of everybody's sequence, one object a rank, those for this rank, in rank order."""
+        values = self._one_a_rank("alltoall", sendobj)
+        own = copied(values[self.rank])
+        exchange = self._own_to_each(Operation.ALLTOALL, values)
+        return _then(exchange, lambda got: self._in_order(got, own))
 
     def allreduce(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
         """All ranks' objects, reduced in rank order, at every rank: the same bits at each."""
-        own = _copy(sendobj)
-        if algorithms.is_one_round(self.size):
-            pattern = algorithms.all_to_all(self.rank, self.size)
-            given = [sendobj] * len(pattern.destinations)
-            return self._reduced(self._exchange(Operation.ALLREDUCE, pattern, given), op, own)
-        up = algorithms.to_root(self.rank, self.size, 0)
-        gathered = self._exchange(Operation.ALLREDUCE, up, [sendobj] * len(up.destinations))
-        down = self._number()
-        return self._reduced_at_root(gathered, down, op, own)
+        op = _callable(op)
+        own = copied(sendobj)
+        first, *second = self._rounds(Operation.ALLREDUCE)
+        exchange = self._exchange(Operation.ALLREDUCE, first, [sendobj] * len(first.destinations))
+        if not second:
+            return self._reduced(exchange, op, own)
+        return self._reduced_by_way_of_root(exchange, self._number(), op, own)
+
+    def reduce_scatter(self, sendobj: Sequence[Any], op: Op = SUM) -> Awaitable[Any]:
+        """Of everybody's sequence, one object a rank, those for this rank, reduced in rank order.
+
+        It is MPI's ``Reduce_scatter_block`` for objects.
+        """
+        op = _callable(op)
+        values = self._one_a_rank("reduce_scatter", sendobj)
+        own = copied(values[self.rank])
+        return self._reduced(self._own_to_each(Operation.REDUCE_SCATTER, values), op, own)
+
+    def scan(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
+        """The objects of the ranks up to this one, reduced in rank order."""
+        return self._scan(Operation.SCAN, sendobj, op)
+
+    def exscan(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
+        """The objects of the ranks before this one, reduced in rank order; None at rank 0."""
+        return self._scan(Operation.EXSCAN, sendobj, op)
 
     def barrier(self) -> Awaitable[None]:
         """Return once every rank has called this."""
-        if algorithms.is_one_round(self.size):
-            pattern = algorithms.all_to_all(self.rank, self.size)
-            given = [None] * len(pattern.destinations)
-            return exchange_none(self._exchange(Operation.BARRIER, pattern, given))
-        up = algorithms.to_root(self.rank, self.size, 0)
-        gathered = self._exchange(Operation.BARRIER, up, [None] * len(up.destinations))
-        return self._barrier_down(gathered, self._number())
+        first, *second = self._rounds(Operation.BARRIER)
+        exchange = self._exchange(Operation.BARRIER, first, [None] * len(first.destinations))
+        if not second:
+            return _then(exchange, _nothing)
+        return self._barrier_down(exchange, self._number())
 
     def neighbor_alltoall(
         self, sends: Mapping[int, Any], sources: Iterable[int]
@@ -179,278 +158,283 @@ class AsyncCommunicator:
         pattern = Exchange(
             tuple((rank,) for rank in others), tuple(s for s in wanted if s != self.rank)
         )
-        own = {self.rank: _copy(sends[self.rank])} if self.rank in sends else {}
+        own = {self.rank: copied(sends[self.rank])} if self.rank in sends else {}
         exchange = self._exchange(
             Operation.NEIGHBOR_ALLTOALL, pattern, [sends[rank] for rank in others]
         )
-        return self._then(exchange, lambda got: {s: (own | got)[s] for s in wanted})
+        return _then(exchange, lambda got: {s: (own | got)[s] for s in wanted})
 
-    async def compute(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a function that takes its time, beside the loop."""
-        return await asyncio.to_thread(function, *args)
+    # The same, begun and waited for later
+
+    def ibcast(self, obj: Any, root: int = 0) -> AsyncRequest:
+        """Begin a `bcast`; like all that begin, what is given may be changed at once."""
+        return AsyncRequest(self._begun(lambda: self.bcast(obj, root)))
+
+    def iscatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> AsyncRequest:
+        """Begin a `scatter`."""
+        return AsyncRequest(self._begun(lambda: self.scatter(sendobj, root)))
+
+    def igather(self, sendobj: Any, root: int = 0) -> AsyncRequest:
+        """Begin a `gather`."""
+        return AsyncRequest(self._begun(lambda: self.gather(sendobj, root)))
+
+    def ireduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> AsyncRequest:
+        """Begin a `reduce`."""
+        return AsyncRequest(self._begun(lambda: self.reduce(sendobj, op, root)))
+
+    def iallgather(self, sendobj: Any) -> AsyncRequest:
+        """Begin an `allgather`."""
+        return AsyncRequest(self._begun(lambda: self.allgather(sendobj)))
+
+    def ialltoall(self, sendobj: Sequence[Any]) -> AsyncRequest:
+        """Begin an `alltoall`."""
+        return AsyncRequest(self._begun(lambda: self.alltoall(sendobj)))
+
+    def iallreduce(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
+        """Begin an `allreduce`."""
+        return AsyncRequest(self._begun(lambda: self.allreduce(sendobj, op)))
+
+    def ireduce_scatter(self, sendobj: Sequence[Any], op: Op = SUM) -> AsyncRequest:
+        """Begin a `reduce_scatter`."""
+        return AsyncRequest(self._begun(lambda: self.reduce_scatter(sendobj, op)))
+
+    def iscan(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
+        """Begin a `scan`."""
+        return AsyncRequest(self._begun(lambda: self.scan(sendobj, op)))
+
+    def iexscan(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
+        """Begin an `exscan`."""
+        return AsyncRequest(self._begun(lambda: self.exscan(sendobj, op)))
+
+    def ibarrier(self) -> AsyncRequest:
+        """Begin a `barrier`."""
+        return AsyncRequest(self._begun(self.barrier))
+
+    def ineighbor_alltoall(self, sends: Mapping[int, Any], sources: Iterable[int]) -> AsyncRequest:
+        """Begin a `neighbor_alltoall`."""
+        return AsyncRequest(self._begun(lambda: self.neighbor_alltoall(sends, sources)))
+
+    # Other communicators
+
+    def split(self, color: int | None = 0, key: int = 0) -> Awaitable[Self | None]:
+        """A communicator of the ranks that gave the same color, ordered by key, then by rank.
+
+        None where `color` is None (or `UNDEFINED`). All ranks must call it.
+        """
+        chosen = None if color is None or is_number(color, UNDEFINED) else _color(color)
+        if not isinstance(key, SupportsIndex):
+            raise SettingsError(f"key={key!r}: a key is a whole number")
+        place = key.__index__()
+        (pattern,) = self._rounds(Operation.SPLIT)
+        number = self._number()
+        given = [(chosen, place)] * len(pattern.destinations)
+        exchange = self._exchange(Operation.SPLIT, pattern, given, number=number)
+        return _then(
+            exchange, lambda got: self._part(number, self._in_order(got, (chosen, place)), chosen)
+        )
+
+    def dup(self) -> Awaitable[Self]:
+        """A communicator of the same ranks, whose messages do not mix with this one's.
+
+        All ranks must call it. It sends nothing.
+        """
+        self._check_open()
+        number = self._number()
+        self._active.discard(number)
+        return _given(self.child(child_id(self._id, number, 0)))
+
+    async def free(self) -> None:
+        """This rank needs the communicator no more; what came for it is dropped.
+
+        Of a named group (`init_group`) all ranks leave together.
+
+        Raises
+        ------
+        SettingsError
+            for a gang's own, which lasts as long as the gang.
+        CollectiveError
+            while a collective or a receive is under way.
+        """
+        self._check_open()
+        if self._active or self._end.mailbox.sends(self._id).is_waiting:
+            raise CollectiveError("operations of this communicator are under way: wait for them")
+        if self._id == WORLD and self._farewell is None:
+            raise SettingsError("the communicator of a gang lasts as long as the gang")
+        self._stop_probes()
+        if self._farewell is not None:
+            await self._farewell()
+        self._is_free = True
+        self._end.mailbox.forget(self._id)
+
+    async def abort(self, errorcode: int = 0) -> NoReturn:
+        """End the whole gang, whatever its other ranks are doing.
+
+        Raises
+        ------
+        RankFailed
+            here, in all ranks that wait, and in the caller; it says which rank called this.
+        """
+        rank = self._end.rank
+        why = CollectiveError(f"rank {rank} called abort({errorcode})")
+        await self._end.abort(why)
+        raise RankFailed([rank], why)
+
+    def on_free(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        """Have `free` do this: how a named group's ranks part."""
+        self._farewell = farewell
+
+    def child(self, number: int) -> Self:
+        """A communicator of the same ranks under an id that all of them know."""
+        return self._child(number, self._members, self.rank)
 
     async def close(self) -> None:
         """Finish what is under way."""
-        await self._channel.close()
+        await self._end.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} rank {self.rank} of {self.size}>"
 
     # Inside
 
-    def _exchange(
-        self,
-        operation: Operation,
-        pattern: Exchange,
-        given: Sequence[Any],
-        number: int | None = None,
+    def _rounds(self, operation: Operation, root: int = 0) -> tuple[Exchange, ...]:
+        return algorithms.rounds(Call(operation, self.rank, self.size, root))
+
+    def _same_to_all(
+        self, operation: Operation, value: Any, root: int = 0
     ) -> Coroutine[Any, Any, dict[int, Any]]:
-        """One round: `given` has a value for each group of destinations."""
-        parcels = [
-            Parcel(ranks, *codec.encode(wire.encode(value)))
-            for ranks, value in zip(pattern.destinations, given, strict=True)
-        ]
-        # Numbered last: what cannot be encoded has not taken part, and may be given again.
-        number = self._number() if number is None else number
-        self.sent_bytes += sum(wire.size(parcel.payload) for parcel in parcels)
-        outgoing = Outgoing(operation, self._id, number, 0, parcels)
-        return self._do_exchange(outgoing, pattern.sources)
+        (pattern,) = self._rounds(operation, root)
+        given = [value] * len(pattern.destinations)
+        return self._exchange(operation, pattern, given, root=root)
 
-    async def _do_exchange(self, outgoing: Outgoing, sources: Sequence[int]) -> dict[int, Any]:
-        number, operation = outgoing.number, outgoing.operation
-        keys = {source: Key(self._id, False, number, source) for source in sources}
-        try:
-            self._mailbox.check()
-            await self._within(
-                operation.name.lower(),
-                lambda: [s for s, key in keys.items() if not self._mailbox.has(key)],
-                self._channel.post(outgoing) if outgoing.parcels else None,
-                self._collect(operation, list(keys.values())),
-            )
-            letters = [self._mailbox.take(key) for key in keys.values()]
-        finally:
-            self._active.discard(number)
-            self._mailbox.close_below(self._id, min(self._active, default=number + 1))
-        return {letter.source: _open(letter) for letter in letters}
+    def _own_to_each(
+        self, operation: Operation, values: Sequence[Any], root: int = 0
+    ) -> Coroutine[Any, Any, dict[int, Any]]:
+        (pattern,) = self._rounds(operation, root)
+        given = [values[rank] for (rank,) in pattern.destinations]
+        return self._exchange(operation, pattern, given, root=root)
 
-    async def _collect(self, operation: Operation, keys: Sequence[Key]) -> None:
-        """Wait until all are there; the first that is of another operation ends the wait."""
-        missing = keys
-        while True:
-            for key in missing:
-                self._check_same(operation, key)
-            missing = [key for key in missing if not self._mailbox.has(key)]
-            if not missing:
-                return
-            try:
-                await self._channel.collect(missing)
-            except MismatchedCollective as error:
-                what = operation.name.lower()
-                raise MismatchedCollective(
-                    f"rank {self.rank} called {what} where {error}"
-                ) from error
+    def _one_a_rank(self, what: str, sendobj: Sequence[Any] | None) -> list[Any]:
+        values = list(sendobj if sendobj is not None else ())
+        if len(values) != self.size:
+            raise SettingsError(f"{what} takes one object a rank: {self.size}, not {len(values)}")
+        return values
 
-    async def _within(
-        self,
-        what: str,
-        missing: Callable[[], list[int]],
-        *work: Coroutine[Any, Any, None] | None,
-    ) -> None:
-        """Do all of `work` at once, before the deadline; the first error ends the rest."""
-        tasks = [asyncio.ensure_future(each) for each in work if each is not None]
-        left = self._deadline - asyncio.get_running_loop().time()
-        try:
-            done, pending = await asyncio.wait(
-                tasks, timeout=max(0.0, left), return_when=asyncio.FIRST_EXCEPTION
-            )
-        finally:
-            for task in tasks:
-                task.cancel()
-        errors = [error for task in done if (error := task.exception()) is not None]
-        if errors:
-            raise errors[0]
-        if pending:
-            ranks = missing()
-            who = f"no message came from {_ranks(ranks)}" if ranks else "sending did not end"
-            raise CollectiveTimeout(f"{what} at rank {self.rank} of {self.size}: {who} in time")
-
-    async def _then(
-        self, exchange: Coroutine[Any, Any, dict[int, Any]], result: Callable[[dict[int, Any]], T]
-    ) -> T:
-        return result(await exchange)
+    def _in_order(self, got: dict[int, Any], own: Any) -> list[Any]:
+        return [own if rank == self.rank else got[rank] for rank in range(self.size)]
 
     async def _reduced(
         self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: Any
     ) -> Any:
         return await self.compute(fold, op, self._in_order(await exchange, own))
 
-    async def _reduced_at_root(
+    async def _reduced_by_way_of_root(
         self, gathered: Coroutine[Any, Any, dict[int, Any]], down: int, op: Op, own: Any
     ) -> Any:
         values = await gathered
         result = None
         if self.rank == 0:
             result = await self.compute(fold, op, self._in_order(values, own))
-        pattern = algorithms.from_root(self.rank, self.size, 0, is_multicast=True)
-        got = await self._exchange(
-            Operation.ALLREDUCE, pattern, [result] * len(pattern.destinations), down
-        )
+        pattern = self._rounds(Operation.ALLREDUCE)[1]
+        given = [result] * len(pattern.destinations)
+        got = await self._exchange(Operation.ALLREDUCE, pattern, given, number=down)
         return result if self.rank == 0 else got[0]
+
+    def _scan(self, operation: Operation, sendobj: Any, op: Op) -> Awaitable[Any]:
+        op = _callable(op)
+        own = copied(sendobj)
+        first, *second = self._rounds(operation)
+        exchange = self._exchange(operation, first, [sendobj] * len(first.destinations))
+        is_inclusive = operation == Operation.SCAN
+        if not second:
+            return self._scanned(exchange, op, [own] if is_inclusive else [])
+        return self._scanned_at_root(exchange, self._number(), operation, op, own)
+
+    async def _scanned(
+        self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: list[Any]
+    ) -> Any:
+        got = await exchange
+        values = [got[rank] for rank in range(self.rank)] + own
+        return await self.compute(fold, op, values) if values else None
+
+    async def _scanned_at_root(
+        self,
+        gathered: Coroutine[Any, Any, dict[int, Any]],
+        down: int,
+        operation: Operation,
+        op: Op,
+        own: Any,
+    ) -> Any:
+        values = await gathered
+        results: list[Any] = []
+        if self.rank == 0:
+            results = await self.compute(_prefixes, op, self._in_order(values, own))
+            if operation == Operation.EXSCAN:
+                results = [None, *results[:-1]]
+        pattern = self._rounds(operation)[1]
+        given = [results[rank] for (rank,) in pattern.destinations]
+        got = await self._exchange(operation, pattern, given, number=down)
+        return results[0] if self.rank == 0 else got[0]
 
     async def _barrier_down(self, gathered: Coroutine[Any, Any, dict[int, Any]], down: int) -> None:
         await gathered
-        pattern = algorithms.from_root(self.rank, self.size, 0, is_multicast=True)
-        await self._exchange(Operation.BARRIER, pattern, [None] * len(pattern.destinations), down)
+        pattern = self._rounds(Operation.BARRIER)[1]
+        given = [None] * len(pattern.destinations)
+        await self._exchange(Operation.BARRIER, pattern, given, number=down)
 
-    async def _send(self, dest: int, tag: int, number: int, parcel: Parcel) -> None:
-        self._mailbox.check()
-        outgoing = Outgoing(Operation.SEND, self._id, number, tag, [parcel])
-        if dest == self.rank:
-            self._mailbox.keep_own(outgoing)
-            return
-        await self._within("send", list, self._channel.post(outgoing))
+    def _part(
+        self, number: int, choices: Sequence[tuple[int | None, int]], color: int | None
+    ) -> Self | None:
+        """The communicator of this rank's color."""
+        if color is None:
+            return None
+        ranks = sorted(
+            (rank for rank in range(self.size) if choices[rank][0] == color),
+            key=lambda rank: (choices[rank][1], rank),
+        )
+        members = tuple(self._members[rank] for rank in ranks)
+        return self._child(child_id(self._id, number, color), members, ranks.index(self.rank))
 
-    async def _recv(self, sources: Sequence[int], tag: int | None) -> Any:
-        while True:
-            letter = self._mailbox.match(self._id, sources, tag)
-            if letter is not None:
-                return _open(letter)
-            self._mailbox.check()
-            keys = [self._mailbox.next_send(self._id, source) for source in sources]
-            await self._within("recv", lambda: list(sources), self._collect_send(keys))
-
-    async def _collect_send(self, keys: Sequence[Key]) -> None:
-        """Wait for one of `keys`, the next send of each source."""
-        if keys != [self._mailbox.next_send(self._id, key.source) for key in keys]:
-            return  # another operation's reading has brought it since
-        await self._channel.collect([key for key in keys if key.source != self.rank])
-
-    def _number(self) -> int:
-        number = next(self._numbers)
-        self._active.add(number)
-        return number
-
-    def _in_order(self, got: dict[int, Any], own: Any) -> list[Any]:
-        return [own if rank == self.rank else got[rank] for rank in range(self.size)]
-
-    def _rank(self, rank: SupportsIndex, what: str) -> int:
-        """A rank as a plain int, from whatever counts as one, such as NumPy's integers."""
-        if not isinstance(rank, SupportsIndex) or not 0 <= operator.index(rank) < self.size:
-            raise SettingsError(f"{what}={rank!r}: ranks go from 0 to {self.size - 1}")
-        return operator.index(rank)
-
-    def _check_same(self, operation: Operation, key: Key) -> None:
-        theirs = self._mailbox.operation(key)
-        if theirs is not None and theirs != operation:
-            raise MismatchedCollective(
-                f"rank {self.rank} called {operation.name.lower()} where rank {key.source} "
-                f"called {theirs.name.lower()}"
-            )
+    def _child(self, number: int, members: Sequence[int], rank: int) -> Self:
+        child = copy.copy(self)  # of the same class, with what a subclass added
+        child._farewell = None
+        child._begin(self._end, number, members, rank)
+        return child
 
 
-async def exchange_none(exchange: Coroutine[Any, Any, Any]) -> None:
-    """Await an exchange whose values nobody wants."""
-    await exchange
+async def _then(
+    exchange: Coroutine[Any, Any, dict[int, Any]], result: Callable[[dict[int, Any]], T]
+) -> T:
+    return result(await exchange)
 
 
-class Communicator:
-    """What the ranks of a group talk through: `AsyncCommunicator` for code that is not async.
-
-    Names, arguments, defaults and results are those of mpi4py's lower-case methods, except
-    `neighbor_alltoall`, which takes its topology with each call.
-    """
-
-    def __init__(self, inner: AsyncCommunicator) -> None:
-        self._inner = inner
-
-    @property
-    def rank(self) -> int:
-        """This rank, from 0."""
-        return self._inner.rank
-
-    @property
-    def size(self) -> int:
-        """How many ranks there are."""
-        return self._inner.size
-
-    def Get_rank(self) -> int:  # noqa: N802  mpi4py's name
-        """`rank`."""
-        return self.rank
-
-    def Get_size(self) -> int:  # noqa: N802  mpi4py's name
-        """`size`."""
-        return self.size
-
-    def send(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """See `AsyncCommunicator.send`."""
-        self._run(lambda: self._inner.send(obj, dest, tag))
-
-    def recv(self, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Any:
-        """See `AsyncCommunicator.recv`."""
-        return self._run(lambda: self._inner.recv(source, tag))
-
-    def bcast(self, obj: Any, root: int = 0) -> Any:
-        """See `AsyncCommunicator.bcast`."""
-        return self._run(lambda: self._inner.bcast(obj, root))
-
-    def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Any:
-        """See `AsyncCommunicator.scatter`."""
-        return self._run(lambda: self._inner.scatter(sendobj, root))
-
-    def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
-        """See `AsyncCommunicator.gather`."""
-        return self._run(lambda: self._inner.gather(sendobj, root))
-
-    def allgather(self, sendobj: Any) -> list[Any]:
-        """See `AsyncCommunicator.allgather`."""
-        return self._run(lambda: self._inner.allgather(sendobj))
-
-    def reduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> Any:
-        """See `AsyncCommunicator.reduce`."""
-        return self._run(lambda: self._inner.reduce(sendobj, op, root))
-
-    def allreduce(self, sendobj: Any, op: Op = SUM) -> Any:
-        """See `AsyncCommunicator.allreduce`."""
-        return self._run(lambda: self._inner.allreduce(sendobj, op))
-
-    def barrier(self) -> None:
-        """See `AsyncCommunicator.barrier`."""
-        self._run(lambda: self._inner.barrier())
-
-    def neighbor_alltoall(self, sends: Mapping[int, Any], sources: Iterable[int]) -> dict[int, Any]:
-        """See `AsyncCommunicator.neighbor_alltoall`."""
-        return self._run(lambda: self._inner.neighbor_alltoall(sends, sources))
-
-    def __getattr__(self, name: str) -> Any:
-        lower = name.lower()
-        if name != lower and hasattr(AsyncCommunicator, lower):
-            raise AttributeError(
-                f"{name}() takes buffers in mpi4py; here use {lower}(), which takes any object "
-                "and sends arrays as buffers"
-            )
-        raise AttributeError(f"a communicator has no {name!r}")
-
-    def __repr__(self) -> str:
-        return f"<Communicator rank {self.rank} of {self.size}>"
-
-    def _run(self, operation: Callable[[], Awaitable[T]]) -> T:
-        async def on_loop() -> T:
-            return await operation()
-
-        return loop.run(on_loop())
+async def _given(value: T) -> T:
+    return value
 
 
-def _open(letter: Letter) -> Any:
-    return wire.decode(codec.decode(letter.codec, letter.payload))
+def _nothing(_: dict[int, Any]) -> None:
+    """The result of what has none."""
 
 
-def _tag(tag: SupportsIndex) -> int:
-    if not isinstance(tag, SupportsIndex) or not 0 <= operator.index(tag) <= MAX_TAG:
-        raise SettingsError(f"tag={tag!r}: a tag is a whole number from 0 to {MAX_TAG}")
-    return operator.index(tag)
+def _prefixes(op: Op, values: list[Any]) -> list[Any]:
+    """`fold` of the first value, of the first two, and so on, each a copy: `op` may write."""
+    folded = values[0]
+    results = [copied(folded)]
+    for value in values[1:]:
+        folded = op(folded, value)
+        results.append(copied(folded))
+    return results
 
 
-def _copy(value: Any) -> Any:
-    """This rank's own contribution as the others would receive it: nobody shares it."""
-    return wire.decode(bytearray().join(wire.encode(value)))
+def _callable(op: Op) -> Op:
+    if not callable(op):
+        raise SettingsError(f"op={op!r}: an operation is a callable of two values, such as SUM")
+    return op
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+def _color(color: SupportsIndex) -> int:
+    try:
+        return rank_in(color, MAX_COLOR, "color")
+    except SettingsError:
+        raise SettingsError(
+            f"color={color!r}: a color is a whole number from 0, or None for no communicator"
+        ) from None

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from fsdray.services import Buffer
 
-VERSION = 1
-_HEADER = struct.Struct("<2sBBBB16sIQIqIIQI")
+VERSION = 2
+_HEADER = struct.Struct("<2sBBBB16sQQIqIIQI")
 _TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
 _MAGIC = b"FR"
 _RANK = struct.Struct("<I")
@@ -34,6 +34,11 @@ class Operation(enum.IntEnum):
     BARRIER = 8
     NEIGHBOR_ALLTOALL = 9
     ABORT = 10
+    ALLTOALL = 11
+    SCAN = 12
+    EXSCAN = 13
+    REDUCE_SCATTER = 14
+    SPLIT = 15
 
 
 class Codec(enum.IntEnum):
@@ -59,7 +64,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Frame:
-    """Part `part` of `parts` of one message from `source` to `destinations`."""
+    """Part `part` of `parts` of one message from `source` to `destinations`, ranks of the gang.
+
+    The `tag` of a collective's frame is its root.
+    """
 
     epoch: bytes  # 16 bytes: the gang
     operation: Operation

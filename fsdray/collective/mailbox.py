@@ -8,18 +8,19 @@ reorder. Virtual time needs nothing here: there is no clock in it.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fsdray.collective.frames import Codec, Frame, Key, Operation
+from fsdray.collective.matching import Matching
 from fsdray.collective.parcels import Outgoing
 from fsdray.services import Buffer
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A whole message."""
+    """A whole message; the `tag` of a collective's is its root."""
 
     source: int
     operation: Operation
@@ -28,13 +29,25 @@ class Letter:
     payload: Buffer
 
 
+@dataclass(frozen=True)
+class Called:
+    """What a rank called, as its messages say."""
+
+    operation: Operation
+    root: int
+
+    @classmethod
+    def of(cls, message: Letter | Frame) -> Called:
+        """What the source of a message called."""
+        return cls(message.operation, message.tag)
+
+
 @dataclass
 class _Sends:
     """Sends of one rank on one communicator, made ready in the order in which it sent them."""
 
     next: int = 0
     early: dict[int, Letter] = field(default_factory=dict)
-    ready: deque[Letter] = field(default_factory=deque)
 
 
 class Mailbox:
@@ -55,7 +68,9 @@ class Mailbox:
         self._letters: dict[Key, Letter] = {}
         self._taken: dict[int, set[tuple[int, int]]] = {}  # (number, source), by communicator
         self._floor: dict[int, int] = {}  # collectives before this number are over
-        self._sends: dict[tuple[int, int], _Sends] = {}
+        self._sends: defaultdict[tuple[int, int], _Sends] = defaultdict(_Sends)
+        self._matching: defaultdict[int, Matching[Letter]] = defaultdict(Matching)
+        self._forgotten: set[int] = set()  # communicators that this rank has freed
         self._waiting: set[asyncio.Future[None]] = set()
         self._failure: Callable[[], BaseException] | None = None
         self.dropped = 0  # frames that were duplicates, stale, or not for this rank
@@ -95,13 +110,21 @@ class Mailbox:
         """Whether the whole message is there, to be taken."""
         return key in self._letters
 
-    def operation(self, key: Key) -> Operation | None:
+    def called(self, key: Key) -> Called | None:
         """What the source of a message called, as soon as any part of it is there."""
         letter = self._letters.get(key)
         if letter is not None:
-            return letter.operation
+            return Called.of(letter)
         parts = self._parts.get(key)
-        return next(iter(parts.values())).operation if parts else None
+        return Called.of(next(iter(parts.values()))) if parts else None
+
+    def unasked(self, communicator: int, number: int) -> Key | None:
+        """A message of this collective that is held, at least a part of it, and not taken."""
+        for kept in (self._letters, self._parts):
+            for key in kept:
+                if (key.communicator, key.is_send, key.number) == (communicator, False, number):
+                    return key
+        return None
 
     def take(self, key: Key) -> Letter:
         """Take a message that is there."""
@@ -119,21 +142,25 @@ class Mailbox:
             for key in [key for key in kept if self._is_over(key, communicator)]:
                 del kept[key]
 
-    def match(self, communicator: int, sources: Iterable[int], tag: int | None) -> Letter | None:
-        """Take the first send of one of `sources` with `tag` (None: any), if one is there."""
-        for source in sources:
-            sends = self._sends.get((communicator, source))
-            for letter in sends.ready if sends is not None else ():
-                if tag is None or letter.tag == tag:
-                    assert sends is not None
-                    sends.ready.remove(letter)
-                    return letter
-        return None
+    def forget(self, communicator: int) -> None:
+        """A communicator is freed at this rank: what is or will be there for it is dropped."""
+        self._forgotten.add(communicator)
+        for kept in (self._letters, self._parts):
+            for key in [key for key in kept if key.communicator == communicator]:
+                del kept[key]
+        for pair in [pair for pair in self._sends if pair[0] == communicator]:
+            del self._sends[pair]
+        self._matching.pop(communicator, None)
+        self._taken.pop(communicator, None)
+        self._floor.pop(communicator, None)
+
+    def sends(self, communicator: int) -> Matching[Letter]:
+        """The sends that are there, and who takes them."""
+        return self._matching[communicator]
 
     def next_send(self, communicator: int, source: int) -> Key:
         """The key of the first send of `source` that is not there yet."""
-        sends = self._sends.get((communicator, source))
-        return Key(communicator, True, sends.next if sends is not None else 0, source)
+        return Key(communicator, True, self._sends[communicator, source].next, source)
 
     def changed(self) -> asyncio.Future[None]:
         """Done when a message has become whole; it raises where the gang is broken."""
@@ -162,9 +189,11 @@ class Mailbox:
         return is_collective and key.number < self._floor[communicator]
 
     def _is_known(self, key: Key) -> bool:
+        if key.communicator in self._forgotten:
+            return True
         if key.is_send:
-            sends = self._sends.get((key.communicator, key.source))
-            return sends is not None and (key.number < sends.next or key.number in sends.early)
+            sends = self._sends[key.communicator, key.source]
+            return key.number < sends.next or key.number in sends.early
         return (
             key.number < self._floor.get(key.communicator, 0)
             or key in self._letters
@@ -181,10 +210,10 @@ class Mailbox:
 
     def _keep(self, key: Key, letter: Letter) -> None:
         if key.is_send:
-            sends = self._sends.setdefault((key.communicator, key.source), _Sends())
+            sends = self._sends[key.communicator, key.source]
             sends.early[key.number] = letter
             while sends.next in sends.early:
-                sends.ready.append(sends.early.pop(sends.next))
+                self._matching[key.communicator].arrive(sends.early.pop(sends.next))
                 sends.next += 1
         else:
             self._letters[key] = letter

@@ -84,9 +84,13 @@ def _open(
     backend: Backend, meeting: Rendezvous, rank: int, size: int, deadline: float
 ) -> tuple[AsyncCommunicator, Channel]:
     def aborted(why: bytes) -> None:
-        mailbox.fail(lambda: CollectiveError(f"the gang was aborted: {why!r}"))
+        mailbox.fail(lambda: CollectiveError(f"the gang was aborted: {why.decode()}"))
 
     mailbox = Mailbox(meeting.epoch, rank, aborted)
     channel = channels.open_channel(backend, meeting, rank, size, mailbox)
     ends = asyncio.get_running_loop().time() + deadline
-    return AsyncCommunicator(rank, size, channel, mailbox, ends), channel
+
+    async def abort(why: CollectiveError) -> None:
+        await channels.announce(backend, meeting, rank, size, str(why).encode())
+
+    return AsyncCommunicator(rank, size, channel, mailbox, ends, abort), channel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from fsdray import loop
 from fsdray.backends.local.messages import Inboxes, LocalMessages
 from fsdray.backends.local.objects import Files, LocalObjects, Watchers
-from fsdray.collective import AsyncCommunicator
+from fsdray.collective import AsyncCommunicator, Communicator
 from fsdray.costs.meter import Meter
 from fsdray.services import MessageLimits, Messages, Objects
 from fsdray.testing.inprocess import run_ranks
@@ -73,6 +75,25 @@ def run(
         results = here.run(channel, size, program, **more)
         assert here.files.list("") == []
         return results
+
+
+def run_plain(
+    channel: str,
+    size: int,
+    program: Callable[[Communicator], Any],
+    here: Services | None = None,
+) -> list[Any]:
+    """Run plain code as every rank, with a thread for each; what each returned."""
+    if here is None:
+        with services() as own:
+            return run_plain(channel, size, program, own)
+    with ThreadPoolExecutor(size) as pool:
+
+        async def rank(comm: AsyncCommunicator) -> Any:
+            running = asyncio.get_running_loop()
+            return await running.run_in_executor(pool, program, Communicator(comm))
+
+        return loop.run(run_ranks(here, channel, size, rank))
 
 
 def noise(size: int, seed: int = 0) -> Any:

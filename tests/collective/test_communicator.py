@@ -253,7 +253,7 @@ def test_what_one_rank_writes_into_a_result_nobody_else_sees(channel: str, size:
         exchanged = await comm.neighbor_alltoall(dict.fromkeys(everyone, mine), everyone)
         found += map(scribble, exchanged.values())
         await comm.send(mine, comm.rank)
-        found.append(scribble(await comm.recv(comm.rank)))
+        found.append(scribble(await comm.recv(source=comm.rank)))
         assert (mine == comm.rank).all()
         await comm.barrier()
         return found
@@ -318,7 +318,7 @@ def test_messages_between_two_ranks_do_not_overtake(channel: str) -> None:
             random.Random(7).shuffle(sends)
             await asyncio.gather(*sends)
             return []
-        return [(await comm.recv(0))[0] for _ in range(30)]
+        return [(await comm.recv(source=0))[0] for _ in range(30)]
 
     assert run(channel, 2, program)[1] == list(range(30))
 
@@ -363,8 +363,8 @@ def test_any_source_takes_each_message_of_everybody_once_and_in_its_order(
 @on_every_size
 def test_a_rank_may_send_to_itself_also_while_it_waits(channel: str, size: int) -> None:
     async def program(comm: AsyncCommunicator) -> list[Any]:
-        waiting = asyncio.ensure_future(comm.recv(comm.rank, tag=2))
-        anything = asyncio.ensure_future(comm.recv(ANY_SOURCE, tag=1))
+        waiting = asyncio.ensure_future(comm.recv(source=comm.rank, tag=2))
+        anything = asyncio.ensure_future(comm.recv(source=ANY_SOURCE, tag=1))
         await asyncio.sleep(0)
         await comm.send("one", comm.rank, tag=1)
         await comm.send("two", comm.rank, tag=2)
@@ -379,7 +379,7 @@ def test_numbers_of_numpy_are_ranks_roots_and_tags(channel: str) -> None:
         ranks = np.arange(comm.size)
         await comm.send("hello", ranks[(comm.rank + 1) % comm.size], tag=ranks[1])
         return [
-            await comm.recv(ranks[(comm.rank - 1) % comm.size], tag=ranks[1]),
+            await comm.recv(source=ranks[(comm.rank - 1) % comm.size], tag=ranks[1]),
             await comm.bcast(comm.rank, root=ranks[-1]),
             await comm.neighbor_alltoall(dict.fromkeys(ranks, 1), ranks),
         ]
@@ -427,12 +427,12 @@ def test_operations_may_be_started_together_and_awaited_in_any_order(
 @on_both_channels
 def test_a_message_that_another_operations_reading_brings_is_not_missed(channel: str) -> None:
     async def program(comm: AsyncCommunicator) -> Any:
-        receiving = asyncio.ensure_future(comm.recv(1))
+        receiving = asyncio.ensure_future(comm.recv(source=1))
         await asyncio.sleep(0)  # it has looked and found nothing, but does not wait yet
         parcel = Parcel((0,), *codec.encode(wire.encode("between")))
         sent = Outgoing(Operation.SEND, 0, 0, 0, [parcel])
         for frame in frames(bytes.fromhex(GANG), 1, sent, parcel, 1000):
-            comm._mailbox.deposit(frame)
+            comm._end.mailbox.deposit(frame)
         return await receiving
 
     async def first(comm: AsyncCommunicator) -> Any:
@@ -450,7 +450,7 @@ def test_receives_and_collectives_in_flight_together_do_not_hold_up_each_other(
         for i in range(30):
             sums = asyncio.ensure_future(comm.allreduce(i))
             send = asyncio.ensure_future(comm.send(i, other))
-            assert await comm.recv(other) == i
+            assert await comm.recv(source=other) == i
             assert await sums == 2 * i
             await send
 
@@ -464,12 +464,12 @@ def test_a_receive_that_is_given_up_loses_no_message(channel: str) -> None:
             await comm.barrier()
             await comm.send("kept", 0)
             return None
-        given_up = asyncio.ensure_future(comm.recv(1))
+        given_up = asyncio.ensure_future(comm.recv(source=1))
         await asyncio.sleep(0)
         given_up.cancel()
         await asyncio.wait([given_up])
         await comm.barrier()
-        return await comm.recv(1)
+        return await comm.recv(source=1)
 
     assert run(channel, 2, program)[0] == "kept"
 
@@ -597,12 +597,12 @@ BAD_CALLS: dict[str, Callable[[AsyncCommunicator], Any]] = {
     "dest=3": lambda comm: comm.send(1, 3),
     "dest=-1": lambda comm: comm.send(1, -1),
     "dest=None": lambda comm: comm.send(1, None),  # type: ignore[arg-type]
-    "source=3": lambda comm: comm.recv(3),
-    "source=-2": lambda comm: comm.recv(-2),
+    "source=3": lambda comm: comm.recv(source=3),
+    "source=-2": lambda comm: comm.recv(source=-2),
     "tag=-1": lambda comm: comm.send(1, 0, tag=-1),
-    "tag=-2": lambda comm: comm.recv(0, tag=-2),
+    "tag=-2": lambda comm: comm.recv(source=0, tag=-2),
     "tag='a'": lambda comm: comm.send(1, 0, tag="a"),  # type: ignore[arg-type]
-    "tag=1.5": lambda comm: comm.recv(0, tag=1.5),  # type: ignore[arg-type]
+    "tag=1.5": lambda comm: comm.recv(source=0, tag=1.5),  # type: ignore[arg-type]
     f"tag={2**70}": lambda comm: comm.send(1, 0, tag=2**70),
     "a neighbor=7": lambda comm: comm.neighbor_alltoall({7: 1}, []),
     "a neighbor=-3": lambda comm: comm.neighbor_alltoall({}, [-3]),

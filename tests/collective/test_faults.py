@@ -70,12 +70,12 @@ async def perform(comm: AsyncCommunicator, at: int, step: Step) -> Any:
             for tag in (1, 2):
                 await comm.send((tag, mine), (comm.rank + 1) % comm.size, tag=tag)
             source = (comm.rank - 1) % comm.size
-            return [await comm.recv(source, tag=2), await comm.recv(source, tag=1)]
+            return [await comm.recv(source=source, tag=2), await comm.recv(source=source, tag=1)]
         case "collect":
             tag = 3 + at  # a fast rank's next one is not to be taken for this one
             await comm.send(mine, step.root, tag=tag)
             count = comm.size if comm.rank == step.root else 0
-            got = [await comm.recv(ANY_SOURCE, tag=tag) for _ in range(count)]
+            got = [await comm.recv(source=ANY_SOURCE, tag=tag) for _ in range(count)]
             return sorted(array.tobytes() for array in got)
         case _:
             sends = {dest: (mine, dest) for dest in step.neighbors[comm.rank]}
@@ -225,7 +225,7 @@ def test_duplicates_that_come_in_the_next_operations_are_not_counted_again(seed:
         faulty = Services(messages, here.objects, here.inboxes, here.files)
 
         async def program(comm: AsyncCommunicator) -> tuple[list[Any], int]:
-            return await perform_all(comm, steps), comm._mailbox.dropped
+            return await perform_all(comm, steps), comm._end.mailbox.dropped
 
         for rank, (found, dropped) in enumerate(faulty.run("queue", 4, program)):
             assert bits(found) == bits(

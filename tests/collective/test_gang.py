@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 
 import fsdray as fsd
 from fsdray.collective import AsyncCommunicator
-from fsdray.errors import CollectiveError, CollectiveTimeout, MismatchedCollective, SettingsError
+from fsdray.errors import (
+    CollectiveError,
+    CollectiveTimeout,
+    MismatchedCollective,
+    RankFailed,
+    SettingsError,
+)
 from tests.collective import CHANNELS, noise
 from tests.conftest import directories, processes
 
@@ -39,7 +46,7 @@ def everything(value: int) -> dict[str, Any]:
     comm.send(array, (rank + 1) % size, tag=4)
     found = {
         "who": (rank, size, value),
-        "recv": int(comm.recv((rank - 1) % size, tag=4).sum()),
+        "recv": int(comm.recv(source=(rank - 1) % size, tag=4).sum()),
         "bcast": comm.bcast({"from": rank}, root=size - 1),
         "scatter": comm.scatter([i * i for i in range(size)] if rank == 0 else None),
         "gather": comm.gather(rank, root=size // 2),
@@ -195,3 +202,44 @@ def test_gangs_at_the_same_time_and_one_after_the_other_do_not_mix() -> None:
     ]
     for i, refs in enumerate(running):
         assert fsd.get(refs) == [[3 * (100 * i + j) for j in range(20)]] * 3
+
+
+@in_one_session
+@pytest.mark.usefixtures("branching")
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_abort_ends_the_whole_gang_also_ranks_that_compute(channel: str) -> None:
+    @fsd.remote(world_size=4, channel=channel)
+    def aborts() -> Any:
+        comm = fsd.collective.world()
+        comm.barrier()
+        if comm.rank == 2:
+            comm.abort(9)
+        if comm.rank == 3:
+            threading.Event().wait()  # it would never end
+        return comm.recv()
+
+    with pytest.raises(RankFailed, match=r"rank 2 failed: .*rank 2 called abort\(9\)") as caught:
+        fsd.get(aborts.remote())
+    assert caught.value.ranks == [2]
+
+
+@in_one_session
+@pytest.mark.usefixtures("branching")
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_plain_code_splits_begins_and_waits_in_a_gang(channel: str) -> None:
+    @fsd.remote(world_size=5, channel=channel)
+    def works() -> Any:
+        comm = fsd.collective.world()
+        part = comm.split(comm.rank % 2, key=-comm.rank)
+        requests = [comm.irecv(source=rank) for rank in range(comm.size)]
+        sends = [comm.isend((comm.rank, noise(LARGE, comm.rank)), r) for r in range(comm.size)]
+        summing = part.iallreduce(comm.rank)
+        got = fsd.collective.Request.waitall(requests)
+        fsd.collective.Request.waitall(sends)
+        assert all((array == noise(LARGE, rank)).all() for rank, array in got)
+        found = [rank for rank, _ in got], summing.wait(), part.rank
+        part.free()
+        return found
+
+    expected = [([0, 1, 2, 3, 4], 4 if r % 2 else 6, (4 - r) // 2) for r in range(5)]
+    assert fsd.get(works.remote()) == expected

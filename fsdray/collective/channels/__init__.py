@@ -14,12 +14,22 @@ from typing import Protocol
 
 from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
+from fsdray.collective.channels.object import SendsNothing
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
 from fsdray.services import Backend
 
-__all__ = ["Channel", "Outgoing", "Rendezvous", "announce", "clear", "open_channel", "prepare"]
+__all__ = [
+    "Channel",
+    "Outgoing",
+    "Rendezvous",
+    "SendsNothing",
+    "announce",
+    "clear",
+    "open_channel",
+    "prepare",
+]
 
 
 class Channel(Protocol):
@@ -34,8 +44,12 @@ class Channel(Protocol):
         """Objects that this rank wrote and that must be removed when the gang has ended."""
         ...
 
-    async def post(self, outgoing: Outgoing) -> None:
-        """Send one operation's parcels."""
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
+        """Send one operation's parcels; one that may linger may wait a moment for company."""
+        ...
+
+    def hurry(self) -> None:
+        """Somebody waits: what lingers is to go now."""
         ...
 
     async def collect(self, keys: Sequence[Key]) -> None:

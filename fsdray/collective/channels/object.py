@@ -38,6 +38,15 @@ _ENTRY = struct.Struct("<QQI")  # offset, length, destinations
 _RANK = struct.Struct("<I")
 
 
+class SendsNothing(MismatchedCollective):
+    """What a rank sent in an operation has nothing for this rank; both are the gang's numbers."""
+
+    def __init__(self, source: int, called: str, rank: int) -> None:
+        self.source = source
+        self.called = called
+        super().__init__(f"rank {source} called {called}, which sends nothing to rank {rank}")
+
+
 def prefix(gang: str) -> str:
     """Where all objects of a gang lie; it starts with random digits, which spreads S3's load."""
     return f"{gang}/"
@@ -64,7 +73,7 @@ class ObjectChannel:
         self._fetching: dict[Key, asyncio.Task[None]] = {}
         self.written: list[str] = []
 
-    async def post(self, outgoing: Outgoing) -> None:
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         if not outgoing.parcels:
             return
         first = outgoing.parcels[0].destinations[0]
@@ -74,11 +83,14 @@ class ObjectChannel:
             outgoing.number,
             self._rank,
         )
-        path = self._path(key, first)
+        where = self._path(key, first)
         data = combine(self._epoch, self._rank, outgoing)
         # A twin's object is the same object: who comes second finds it written.
-        await self._objects.put(path, data, if_absent=True)
-        self.written.append(path)
+        await self._objects.put(where, data, if_absent=True)
+        self.written.append(where)
+
+    def hurry(self) -> None:
+        """Nothing lingers: an object for two readers would cost each of them another range."""
 
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()
@@ -155,9 +167,7 @@ class ObjectChannel:
         first, _, _ = _ENTRY.unpack_from(head, _COUNT.size)
         called = operation_in(blob.data[first:])
         what = "another operation" if called is None else called.name.lower()
-        raise MismatchedCollective(
-            f"rank {source} called {what}, which sends nothing to rank {self._rank}"
-        )
+        raise SendsNothing(source, what, self._rank)
 
     async def _watch_abort(self) -> None:
         blob = None
@@ -166,9 +176,7 @@ class ObjectChannel:
         self._mailbox.deposit(unpack(blob.data))
 
     def _path(self, key: Key, destination: int) -> str:
-        """One object an operation and source; of sends, one for each pair of ranks."""
-        kind = f"send-{destination}" if key.is_send else "all"
-        return f"{prefix(self._gang)}{key.communicator}/{kind}/{key.number}/{key.source}"
+        return path(self._gang, key, destination)
 
 
 def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
@@ -189,6 +197,12 @@ def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
         body += (bytes(pad), *packed)
         at += pad + length
     return [b"".join(index), *body]
+
+
+def path(gang: str, key: Key, destination: int) -> str:
+    """One object an operation and source; of sends, one for each pair of ranks."""
+    kind = f"send-{destination}" if key.is_send else "all"
+    return f"{prefix(gang)}{key.communicator}/{kind}/{key.number}/{key.source}"
 
 
 async def announce(objects: Objects, gang: str, frame: Frame) -> None:

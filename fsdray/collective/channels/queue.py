@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
@@ -39,6 +40,10 @@ class QueueChannel:
         self._rank = rank
         self._inboxes = inboxes
         self._mailbox = mailbox
+        self._ready: list[Message] = []  # to go with the next departure
+        self._departure: asyncio.Task[None] | None = None
+        self._hurried = asyncio.Event()
+        self._under_way: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._held: list[Delivery] = []  # deposited, not acknowledged yet
         self._due: asyncio.TimerHandle | None = None
@@ -46,22 +51,33 @@ class QueueChannel:
         self.written: Sequence[str] = ()
         self.corrupted = 0  # frames that were refused; the service delivers them again
 
-    async def post(self, outgoing: Outgoing) -> None:
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         limits = self._messages.limits
-        ready: list[Message] = []
         for parcel in outgoing.parcels:
             for some in map(tuple, _chunks(parcel.destinations, limits.fanout)):
                 room = limits.message - overhead(len(some))
                 addressed = type(parcel)(some, parcel.codec, parcel.payload)
-                ready += (
+                self._ready += (
                     Message(pack(frame), tuple(self._inboxes[rank] for rank in some))
                     for frame in frames(self._epoch, self._rank, outgoing, addressed, room)
                 )
-        await asyncio.gather(*(self._messages.publish(batch) for batch in batches(ready, limits)))
+        if self._departure is None:
+            self._departure = asyncio.create_task(self._depart())
+            self._under_way.add(self._departure)
+            self._departure.add_done_callback(self._arrived)
+        if not may_linger or len(self._ready) >= limits.batch_messages:
+            self.hurry()
+        # Others travel with it: who gives up waiting does not stop it.
+        await asyncio.shield(self._departure)
+
+    def hurry(self) -> None:
+        if self._departure is not None:
+            self._hurried.set()
 
     async def collect(self, keys: Sequence[Key]) -> None:
         # One reader serves all who wait at the same time.
         changed = self._mailbox.changed()
+        self.hurry()  # what this rank waits for may be an answer to what lingers
         try:
             while not changed.done():
                 if self._reading is None or self._reading.done():
@@ -77,12 +93,33 @@ class QueueChannel:
             changed.cancel()
 
     async def close(self) -> None:
+        self.hurry()
+        if self._under_way:
+            await asyncio.wait(list(self._under_way))
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
         self._acknowledge(len(self._held))
         if self._acknowledging:
             await asyncio.wait(list(self._acknowledging))
+
+    async def _depart(self) -> None:
+        """Publish what has gathered, when somebody is in a hurry or a moment is over.
+
+        What is posted in one turn of the loop goes together.
+        """
+        if not self._hurried.is_set():
+            with suppress(TimeoutError):  # nobody was in a hurry
+                await asyncio.wait_for(self._hurried.wait(), LINGER)
+        ready, self._ready, self._departure = self._ready, [], None
+        self._hurried.clear()
+        limits = self._messages.limits
+        await asyncio.gather(*(self._messages.publish(batch) for batch in batches(ready, limits)))
+
+    def _arrived(self, departure: asyncio.Task[None]) -> None:
+        self._under_way.discard(departure)
+        if not departure.cancelled():
+            departure.exception()  # those who wait for it are told; who gave up is not
 
     async def _read(self) -> None:
         """One receive; what is held is acknowledged by and by, in full batches."""

@@ -1,0 +1,128 @@
+"""One rank's end of a gang: its channel, its mailbox, its deadline, which communicators share.
+
+Ranks here are the gang's. What is sent, and what to wait for, is said in
+`fsdray.collective.member` and above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fsdray.collective.channels import Channel, Outgoing
+from fsdray.collective.mailbox import Mailbox
+from fsdray.errors import CollectiveError, CollectiveTimeout
+
+T = TypeVar("T")
+
+Abort = Callable[[CollectiveError], Awaitable[None]]
+"""Tells all other ranks of the gang that it is over, and why."""
+
+
+async def tell_nobody(_: CollectiveError) -> None:
+    """The `Abort` of a rank that stands for itself."""
+
+
+@dataclass
+class Endpoint:
+    """What all communicators of one rank share.
+
+    Parameters
+    ----------
+    rank : in the gang.
+    deadline : the loop's time at which every wait ends.
+    """
+
+    rank: int
+    channel: Channel
+    mailbox: Mailbox
+    deadline: float
+    abort: Abort = tell_nobody
+    sent_bytes: int = 0  # payload of this rank's messages, as packed
+    _begun: set[asyncio.Future[Any]] = field(default_factory=set)
+    _unposted: set[asyncio.Future[None]] = field(default_factory=set)
+
+    def begin(self, work: Awaitable[T], posted: asyncio.Future[None] | None) -> asyncio.Future[T]:
+        """Have `work` go on by itself until the end is closed.
+
+        What it sends goes out even then, if nobody waited for it; `posted` is done by that time.
+        """
+        begun = asyncio.ensure_future(work)
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+        begun.add_done_callback(seen)
+        if posted is not None:
+            self._unposted.add(posted)
+            posted.add_done_callback(self._unposted.discard)
+            begun.add_done_callback(lambda _: mark(posted))
+        return begun
+
+    async def post(
+        self, outgoing: Outgoing, posted: asyncio.Future[None] | None, *, may_linger: bool = False
+    ) -> None:
+        """Send; `posted` is done afterwards."""
+        try:
+            await self.channel.post(outgoing, may_linger=may_linger)
+        finally:
+            mark(posted)
+
+    async def close(self) -> None:
+        """Send what was begun, give up what only waits, and close the channel."""
+        self.channel.hurry()
+        if self._unposted:
+            await asyncio.wait(list(self._unposted))
+        begun = list(self._begun)
+        for each in begun:
+            each.cancel()
+        if begun:
+            await asyncio.wait(begun)
+        await self.channel.close()
+
+    async def within(
+        self,
+        who: str,
+        missing: Callable[[], Sequence[int]],
+        *work: Coroutine[Any, Any, None] | None,
+    ) -> None:
+        """Do all of `work` at once, before the deadline; the first error ends the rest.
+
+        Parameters
+        ----------
+        who : the operation and the rank, for the error's text.
+        missing : the ranks that are being waited for.
+        """
+        tasks = [asyncio.ensure_future(each) for each in work if each is not None]
+        left = self.deadline - asyncio.get_running_loop().time()
+        try:
+            done, pending = await asyncio.wait(
+                tasks, timeout=max(0.0, left), return_when=asyncio.FIRST_EXCEPTION
+            )
+        finally:
+            for task in tasks:
+                task.cancel()
+        errors = [error for task in done if (error := task.exception()) is not None]
+        if errors:
+            raise errors[0]
+        if pending:
+            ranks = missing()
+            what = f"no message came from {named(ranks)}" if ranks else "sending did not end"
+            raise CollectiveTimeout(f"{who}: {what} in time")
+
+
+def mark(posted: asyncio.Future[None] | None) -> None:
+    """`posted` is done, if it was not."""
+    if posted is not None and not posted.done():
+        posted.set_result(None)
+
+
+def seen(task: asyncio.Future[Any]) -> None:
+    """The error of what nobody waits for any more is nobody's."""
+    if not task.cancelled():
+        task.exception()
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Ranks, for people."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
