@@ -1,0 +1,427 @@
+"""Programs of coroutines on many ranks in virtual time, on the simulated backend.
+
+The ranks run on the same communicators, mailboxes and channels as in a worker, in one process and
+one thread; the network, its faults and the time of computing are modelled, and drawn from a seed.
+The model itself is the backend's (`fsdray.backends.simulated`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from fsdray import failure, gang
+from fsdray.backends.simulated import (
+    Faults,
+    Inboxes,
+    Network,
+    SimulatedMessages,
+    SimulatedObjects,
+    Store,
+    Trace,
+    VirtualLoop,
+    World,
+)
+from fsdray.backends.simulated.world import CALLER
+from fsdray.collective import channels
+from fsdray.collective.channels import Rendezvous
+from fsdray.collective.communicator import AsyncCommunicator
+from fsdray.collective.mailbox import Mailbox
+from fsdray.costs.meter import Meter
+from fsdray.costs.prices import Prices, load_prices
+from fsdray.costs.receipt import Receipt
+from fsdray.errors import CollectiveError, FsdrayError, FunctionCrashed, RankFailed, SettingsError
+from fsdray.services import Backend, MessageLimits, ObjectLimits
+from fsdray.settings import check_channel
+from fsdray.testing.inprocess import GANG
+
+T = TypeVar("T")
+
+Program = Callable[..., Coroutine[Any, Any, T]]
+"""What every rank runs: ``await program(comm, *args)``."""
+
+ComputeModel = Callable[[Callable[..., Any], tuple[Any, ...]], float]
+"""Seconds that a call of a function with these arguments takes."""
+
+_SHOWN = 20  # ranks that an error tells of
+
+
+class Deadlock(CollectiveError):
+    """The ranks wait, and nothing is on its way; the message says who waits for whom."""
+
+
+@dataclass(frozen=True)
+class Simulation(Generic[T]):
+    """What a simulated run came to.
+
+    Parameters
+    ----------
+    values : what each rank returned; None for those that did not.
+    errors : by rank, what those raised or died of.
+    seconds : virtual time when the last rank had returned.
+    rank_seconds : the same of each rank, with what it still acknowledged; 0.0 of those that never
+        started.
+    receipt : the billed requests of all ranks and of the caller who cleans up, priced.
+    left : messages by inbox, and objects, that nobody had taken or removed in the end; without
+        faults there are none, and objects never.
+    trace : every event; empty where none was wanted.
+    """
+
+    values: list[T]
+    errors: dict[int, BaseException]
+    seconds: float
+    rank_seconds: list[float]
+    receipt: Receipt
+    left: dict[str, int]
+    trace: Trace
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Billed requests by name (`fsdray.services.Count`)."""
+        return dict(self.receipt.requests)
+
+
+def simulate(
+    program: Program[T],
+    world_size: int,
+    *args: Any,
+    channel: str = "queue",
+    seed: int | str = 0,
+    network: Network = Network(),
+    faults: Faults = Faults(),
+    compute: ComputeModel | None = None,
+    deadline: float = math.inf,
+    memory: int | None = None,
+    prices: Prices | str | Path | None = None,
+    message_limits: MessageLimits = MessageLimits(),
+    object_limits: ObjectLimits = ObjectLimits(),
+    trace: bool = True,
+    raises: bool = True,
+) -> Simulation[T]:
+    """Run ``await program(comm, *args)`` as every rank of a gang, in virtual time.
+
+    In the program `asyncio.sleep`, timeouts and the loop's clock are virtual; ``await
+    fsdray.testing.compute(seconds)`` stands for computing. The same arguments give the same
+    result, and the same trace byte for byte, on any machine, as long as the program itself draws
+    nothing elsewhere and iterates over no set of strings.
+
+    Parameters
+    ----------
+    program : a coroutine function; its first argument is the rank's `AsyncCommunicator`.
+    world_size : how many ranks; thousands are fine.
+    channel : ``"queue"`` or ``"object"``.
+    seed : of the network and the faults.
+    compute : seconds that ``comm.compute(function, *args)`` is to take, and a reduction with
+        it; None: no time at all. What it calls is called in any case.
+    deadline : seconds after which every wait ends with `CollectiveTimeout`. By default none does:
+        a wait that nothing can end is a `Deadlock`.
+    memory : MB of each rank. Where given, the receipt has the invocations and GB-seconds too.
+    prices : a price table, or the path of one; by default the packaged one.
+    trace : whether to keep the events: about a quarter of a kilobyte each.
+    raises : whether an error of a rank is raised, or only entered into `Simulation.errors`.
+
+    Raises
+    ------
+    Deadlock
+        at once, where ranks wait for each other.
+    RankFailed
+        where a rank died by a schedule of faults.
+    Exception
+        what a rank raised first.
+    """
+    check_channel(channel)
+    if world_size < 1:
+        raise SettingsError(f"world_size={world_size}: a gang has at least one rank")
+    _check_no_loop()
+    table = prices if isinstance(prices, Prices) else load_prices(prices)
+    meter = Meter()
+    events = Trace()
+
+    async def whole() -> _Run:
+        world = World(
+            meter.add, seed=seed, network=network, faults=faults, trace=events if trace else None
+        )
+        run = _Run(world, channel, world_size, deadline, message_limits, object_limits, compute)
+        await run.whole(program, args)
+        return run
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        run = runner.run(whole())
+    if raises:
+        run.raise_first()
+    if memory is not None:
+        meter.add("invoke", len(run.ranks))
+        for rank in run.ranks.values():
+            meter.add("gb_seconds", memory / 1024 * math.ceil(rank.ended * 1000) / 1000)
+    return Simulation(
+        [run.values.get(rank) for rank in range(world_size)],  # type: ignore[misc]  # None: no T
+        dict(sorted(run.errors.items())),
+        max((rank.returned for rank in run.ranks.values()), default=0.0),
+        [run.ranks[rank].ended if rank in run.ranks else 0.0 for rank in range(world_size)],
+        Receipt(meter.counts(), table),
+        run.left,
+        events,
+    )
+
+
+async def compute(seconds: float) -> None:
+    """Stand for `seconds` of computing at this rank of a simulation; a slow rank takes longer.
+
+    Raises
+    ------
+    FsdrayError
+        outside of a simulation.
+    """
+    rank = _here.get()
+    if rank is None:
+        raise FsdrayError("compute() stands for time in a program that simulate() runs")
+    await rank.compute(seconds)
+
+
+@dataclass
+class _Services:
+    """A rank's own way to the services."""
+
+    messages: SimulatedMessages
+    objects: SimulatedObjects
+
+
+class _Run:
+    """One gang, from its first rank's start to its inboxes' release."""
+
+    def __init__(
+        self,
+        world: World,
+        channel: str,
+        size: int,
+        deadline: float,
+        message_limits: MessageLimits,
+        object_limits: ObjectLimits,
+        model: ComputeModel | None,
+    ) -> None:
+        self.world = world
+        self.size = size
+        self.deadline = deadline
+        self.model = model
+        self._inboxes = Inboxes(world, message_limits)
+        self._store = Store()
+        self._limits = message_limits, object_limits
+        names = self._inboxes.lease(size) if channel == "queue" else []
+        self.meeting = Rendezvous(GANG, channel, tuple(names))
+        self.ranks: dict[int, _Rank] = {}
+        self.values: dict[int, Any] = {}
+        self.errors: dict[int, BaseException] = {}
+        self.left: dict[str, int] = {}
+        self._over: asyncio.Future[None] = world.loop.create_future()
+        self._running = 0
+        self._is_broken = False
+        self._stalled_at: float | None = None
+        self._telling: list[asyncio.Task[None]] = []
+
+    def services(self, rank: int) -> Backend:
+        """What a rank, or the caller, reaches; channels need no functions."""
+        node, (messages, objects) = self.world.node(rank), self._limits
+        reached = _Services(
+            SimulatedMessages(self.world, node, self._inboxes, messages),
+            SimulatedObjects(self.world, node, self._store, objects),
+        )
+        return cast(Backend, reached)
+
+    async def whole(self, program: Program[Any], args: Sequence[Any]) -> None:
+        """Run all ranks and clean up behind them."""
+        world = self.world
+        for rank in range(self.size):
+            if rank not in world.faults.absent:
+                self.ranks[rank] = _Rank(self, rank)
+        self._running = len(self.ranks)
+        world.on_death = self._died
+        world.loop.on_stall = self._stalled
+        for each in self.ranks.values():
+            each.start(program, args)
+        for death in world.faults.deaths:
+            if death.at < math.inf and death.rank in self.ranks:
+                world.loop.call_at(death.at, world.kill, world.node(death.rank))
+        if self.ranks:
+            await self._over
+        world.loop.on_stall = None
+        for each in self.ranks.values():
+            each.task.cancel()
+        if self._telling:
+            await asyncio.wait(self._telling)
+        self.left = self._inboxes.left()
+        written = [key for each in self.ranks.values() for key in each.channel.written]
+        await channels.clear(self.services(CALLER), self.meeting, written, self._is_broken)
+        self.left |= dict.fromkeys(self._store.keys(), 1)
+
+    def ended(self) -> None:
+        """A rank returned, raised or died."""
+        self._running -= 1
+        if self._running == 0 and not self._over.done():
+            self._over.set_result(None)
+
+    def failed(self, rank: _Rank, error: Exception) -> None:
+        """A rank raised; the others must not wait for it."""
+        self.errors[rank.number] = error
+        if self._stalled_at is None and not isinstance(error, RankFailed):
+            encoded = failure.encode(failure.capture(error, f"rank {rank.number}"))
+            rank.breaker.trip(((rank.number,), encoded), is_death=False, is_news=True)
+            if rank.breaker.announcing is not None:
+                self._telling.append(rank.breaker.announcing)
+
+    def raise_first(self) -> None:
+        """Raise what the first rank that failed by itself failed of."""
+        if self._stalled_at is not None:
+            raise Deadlock(self._deadlock())
+        for rank, error in self.errors.items():  # in the order in which they came
+            if isinstance(error, FunctionCrashed):
+                raise RankFailed([rank], error)
+            if not isinstance(error, RankFailed):
+                raise error
+        for error in self.errors.values():
+            raise error
+
+    def _died(self, number: int) -> None:
+        rank = self.ranks[number]
+        if rank.is_over:
+            return
+        error = FunctionCrashed(f"rank {number} died, as the schedule of faults says")
+        self.errors[number] = error
+        self._is_broken = True
+        rank.die()
+        self._telling.append(asyncio.create_task(self._tell(number, error)))
+
+    async def _tell(self, number: int, error: FunctionCrashed) -> None:
+        """What the supervision tree does: whoever started the rank tells all of its death."""
+        world = self.world
+        await world.until(world.now + world.latency(world.network.notice))
+        encoded = failure.encode(failure.capture(error, f"rank {number}"))
+        why = gang.wire_abort(((number,), encoded), is_death=True)
+        backend = self.services(CALLER)
+        await channels.announce(backend, self.meeting, number, self.size, why)
+
+    def _stalled(self) -> None:
+        if self._stalled_at is None:
+            self._stalled_at = self.world.now
+            self.world.record(CALLER, "stalled")
+        # Waits that have no deadline end here, each with an error that says what it waited for.
+        if not self.world.loop.expire() and not self._over.done():
+            for number, rank in self.ranks.items():
+                if not rank.is_over:
+                    self.errors.setdefault(
+                        number, CollectiveError(f"rank {number} waits, for nothing of ours")
+                    )
+            self._over.set_result(None)
+
+    def _deadlock(self) -> str:
+        lines = [f"  {error}" for _, error in sorted(self.errors.items())]
+        more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        absent = sorted(self.world.faults.absent)
+        never = [f"  never started: {', '.join(map(str, absent[:_SHOWN]))}"] if absent else []
+        head = f"at {self._stalled_at:.6f} s nothing is on its way and ranks still wait:"
+        return "\n".join([head, *lines[:_SHOWN], *more, *never])
+
+
+class _Rank:
+    """One rank's life."""
+
+    def __init__(self, run: _Run, number: int) -> None:
+        self._run = run
+        self._world = run.world
+        self._node = run.world.node(number)
+        self._services = run.services(number)
+        self.number = number
+        self.breaker = gang.Breaker(self._announce)
+        mailbox = Mailbox(run.meeting.epoch, number, self.breaker.heard)
+        self.breaker.listen(lambda e: mailbox.fail(lambda: RankFailed(e.ranks, e.cause)))
+        self.channel = channels.open_channel(
+            self._services,
+            run.meeting,
+            number,
+            run.size,
+            mailbox,
+        )
+        ends = run.world.now + run.deadline
+        self.communicator = _Communicator(number, run.size, self.channel, mailbox, ends)
+        self.communicator.simulated = self
+        self.is_over = False
+        self.returned = 0.0
+        self.ended = 0.0
+
+    def start(self, program: Program[Any], args: Sequence[Any]) -> None:
+        """Begin to run the program."""
+        self.task = asyncio.create_task(self._live(program, args))
+
+    def die(self) -> None:
+        """End at once; what this rank asks for from now on is never done."""
+        self._leave()
+        self.task.cancel()
+
+    async def compute(self, seconds: float) -> None:
+        """Let time pass."""
+        self._world.record(self.number, "compute", seconds=seconds * self._node.slow)
+        await self._world.until(self._world.now + seconds * self._node.slow)
+
+    async def run(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Call a function, and let the time pass that the model says it takes."""
+        value = function(*args)
+        if self._run.model is not None:
+            await self.compute(self._run.model(function, args))
+        return value
+
+    async def _live(self, program: Program[Any], args: Sequence[Any]) -> None:
+        _here.set(self)
+        self._world.record(self.number, "started")
+        try:
+            value = await program(self.communicator, *args)
+        except Exception as error:
+            if self.is_over:
+                return
+            self._world.record(self.number, "raised", error=type(error).__name__)
+            self._run.failed(self, error)
+        else:
+            if self.is_over:
+                return
+            self._run.values[self.number] = value
+            self._world.record(self.number, "returned")
+        self.returned = self._world.now
+        await self.communicator.close()
+        if not self.is_over:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.is_over = True
+        self.ended = self._world.now
+        self._run.ended()
+
+    def _announce(self, why: bytes) -> asyncio.Task[None]:
+        run = self._run
+        announcing = channels.announce(self._services, run.meeting, self.number, run.size, why)
+        return asyncio.create_task(announcing)
+
+
+class _Communicator(AsyncCommunicator):
+    """The communicator, whose computing is modelled."""
+
+    simulated: _Rank
+
+    async def compute(self, function: Callable[..., T], *args: Any) -> T:
+        return await self.simulated.run(function, args)
+
+
+_here: ContextVar[_Rank | None] = ContextVar("fsdray_simulated_rank", default=None)
+
+
+def _check_no_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise FsdrayError(
+        "simulate() runs a loop of its own: in a coroutine or a notebook, call it by "
+        "await asyncio.to_thread(simulate, ...)"
+    )
