@@ -39,7 +39,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._ready: deque[asyncio.Handle]
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
-        self._endless: dict[asyncio.TimerHandle, None] = {}
+        self._endless: dict[int, asyncio.TimerHandle] = {}  # by identity: their hash is their time
         self._order = itertools.count()
         self._live = 0  # timers that are set, and neither idle nor endless nor cancelled
         self._cancelled = 0  # timers that are still in the heap
@@ -66,7 +66,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def expire(self) -> bool:
         """Let all endless timers end now; whether there was one."""
-        handles, self._endless = list(self._endless), {}
+        handles, self._endless = list(self._endless.values()), {}
         for handle in handles:
             handle._scheduled = False  # type: ignore[attr-defined]
         self._ready.extend(handles)
@@ -98,7 +98,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _set(self, handle: asyncio.TimerHandle) -> asyncio.TimerHandle:
         handle._scheduled = True  # type: ignore[attr-defined]  # so that it tells of its cancel
         if handle.when() == math.inf:
-            self._endless[handle] = None
+            self._endless[id(handle)] = handle
         else:
             heapq.heappush(self._timers, (handle.when(), next(self._order), handle))
             self._live += not isinstance(handle, _Idle)
@@ -108,7 +108,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not handle._scheduled:  # type: ignore[attr-defined]  # it has had its time
             return
         if handle.when() == math.inf:
-            self._endless.pop(handle, None)
+            self._endless.pop(id(handle), None)
             return
         self._live -= not isinstance(handle, _Idle)
         self._cancelled += 1

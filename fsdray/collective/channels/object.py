@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fsdray.collective.frames import (
     RANK_SIZE,
@@ -31,6 +32,9 @@ from fsdray.errors import CollectiveError, MismatchedCollective
 from fsdray.services import KIB, MIB, Blob, Buffer, Objects, Pace
 
 HEAD = 64 * KIB  # bytes of the first read: an index, and small frames behind it
+WINDOW = 64
+"""Objects of one collective that a rank looks for at a time. More would not come sooner, since a
+client has no more connections, and each look at an object that is not there yet is billed."""
 ABORT_PACE = Pace(first=0.5, factor=1.5, ceiling=5.0)  # seconds between looks for an abort
 _WAIT = 900.0  # seconds of one wait; deadlines are the communicator's
 _PATIENCE = 0.25  # seconds of waiting before a rank looks for an abort at all
@@ -86,7 +90,9 @@ class ObjectChannel:
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()
         self._collecting[changed] = keys
-        for key in keys:
+        # Of a collective all are needed, so the first ones do; of sends, whichever comes first.
+        is_collective = any(not key.is_send for key in keys[:1])
+        for key in keys[:WINDOW] if is_collective else keys:
             if key not in self._fetching:
                 self._fetching[key] = asyncio.create_task(self._fetch(key))
         watch: asyncio.Task[None] | None = None
@@ -138,6 +144,8 @@ class ObjectChannel:
                 frame = await asyncio.to_thread(unpack, data)
             else:
                 frame = unpack(data)
+            if len(frame.payload) < len(data) // 2:  # do not keep the index for its sake
+                frame = replace(frame, payload=bytearray(frame.payload))
             self._mailbox.deposit(frame)
         except Corrupted as error:
             raise CollectiveError(f"object {path!r} is damaged: {error}") from error
