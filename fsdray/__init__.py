@@ -15,6 +15,7 @@ from fsdray.context import get_runtime_context
 from fsdray.executor import Executor
 from fsdray.refs import ObjectRef
 from fsdray.remote import RemoteFunction, remote
+from fsdray.streams import ObjectRefGenerator
 from fsdray.submission import per_rank
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Executor",
     "ObjectRef",
+    "ObjectRefGenerator",
     "RemoteFunction",
     "__version__",
     "as_completed",

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar, overload
 
-from fsdray import loop, session, settings
+from fsdray import loop, output, session, settings
 from fsdray.costs.meter import Meter, ambient, count, set_outermost
 from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import FsdrayError, SettingsError
 from fsdray.refs import ObjectRef
+from fsdray.runtime_env import RuntimeEnv
+from fsdray.services import Backend
 from fsdray.session import Session
+from fsdray.streams import ObjectRefGenerator
 
 T = TypeVar("T")
 
 
-def init(backend: str | None = None, **options: Any) -> None:
+def init(
+    backend: str | None = None,
+    *,
+    runtime_env: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
     """Start the session of this process; the first remote call does so by itself.
 
     Parameters
     ----------
     backend : ``"local"`` (the default), or another installed backend.
+    runtime_env : what all calls find around them; a call's own option adds to it, and wins. See
+        `fsdray.remote.TaskOptions`.
     **options : see `fsdray.settings.Settings`.
 
     Raises
@@ -35,12 +48,20 @@ def init(backend: str | None = None, **options: Any) -> None:
     if session.is_open():
         raise FsdrayError("a session is open; call fsdray.shutdown() before another init")
     chosen = settings.resolve({"backend": backend, **options})
+    surroundings = RuntimeEnv.of(runtime_env)
     connect = _backend(chosen.backend)
     load_prices(chosen.prices)  # a bad table is known now, not after the run
     set_outermost(Meter())
-    connected = loop.run(connect(chosen, count))
-    session.set_current(Session(connected, chosen, is_driver=True))
-    atexit.register(shutdown)
+    connecting = loop.submit(connect(chosen, count))
+    try:
+        connected = connecting.result()
+    except KeyboardInterrupt:
+        loop.finish(_undone(connecting))
+        raise
+    here = Session(connected, chosen, is_driver=True)
+    here.runtime_env = surroundings
+    session.set_current(here)
+    atexit.register(_end)
 
 
 def shutdown() -> None:
@@ -48,8 +69,9 @@ def shutdown() -> None:
     if session.is_open():
         here = session.current()
         session.set_current(None)
-        atexit.unregister(shutdown)
-        loop.run(here.close())
+        atexit.unregister(_end)
+        loop.finish(here.close())
+        output.flush()
 
 
 def receipt() -> Receipt:
@@ -98,6 +120,7 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
             raise ValueError(
                 f"get takes an ObjectRef or a list of them, not {type(ref).__name__}"
                 + ("" if many else f" {ref!r}"[:80])
+                + (": iterate over it for its refs" if isinstance(ref, ObjectRefGenerator) else "")
             )
     _check_timeout(timeout)
     if not wanted:
@@ -132,11 +155,12 @@ def wait(
     Returns
     -------
     (ready, not_ready)
-        in the order of `refs`; `ready` has at most `num_returns`.
+        in the order of `refs`; `ready` has at most `num_returns`. An `ObjectRefGenerator` is ready
+        where `next` need not wait for it.
     """
     if not isinstance(refs, list):
         raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
-    if any(not isinstance(ref, ObjectRef) for ref in refs):
+    if any(not isinstance(ref, ObjectRef | ObjectRefGenerator) for ref in refs):
         raise TypeError("wait takes a list of refs")
     if len(set(refs)) != len(refs):
         raise ValueError("wait takes each ref once")
@@ -161,13 +185,20 @@ def as_completed(
         where not all have come in time.
     """
     if any(not isinstance(ref, ObjectRef) for ref in refs):
-        raise TypeError("as_completed takes a list of refs")
+        raise TypeError(
+            "as_completed takes a list of refs; the refs of an ObjectRefGenerator come in order "
+            "from itself, and wait takes several generators"
+        )
     _check_timeout(timeout)
     return session.current().completed(list(refs), timeout)
 
 
-def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Stop a task; of a gang's ref, the whole gang. Its values raise `TaskCancelled`.
+
+    Of a generator, items that were made before stay good, and the next ref raises.
 
     A task that has not started never will. One that runs is stopped at once on the local backend:
     its process is killed, and the tasks that it started are stopped within a second. Where its
@@ -178,11 +209,25 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
     force : for Ray's programs: it makes no difference, since there is no gentler way.
     recursive : must be True: what a task started does not outlive it.
     """
+    if isinstance(ref, ObjectRefGenerator):
+        ref = ref.completed()
     if not isinstance(ref, ObjectRef):
         raise TypeError(f"cancel takes a ref, not {type(ref).__name__}")
     if not recursive:
         raise SettingsError("recursive=False: what a task started does not outlive it here")
     session.current().cancel(ref)
+
+
+def _end() -> None:
+    # A second Ctrl-C, while the first one's end is waited for, has nothing new to say.
+    with suppress(KeyboardInterrupt):
+        shutdown()
+
+
+async def _undone(connecting: Future[Backend]) -> None:
+    """End what an interrupted `init` has begun to start."""
+    connected = await asyncio.wrap_future(connecting)
+    await connected.close()
 
 
 def _check_timeout(timeout: float | None) -> None:

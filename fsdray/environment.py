@@ -20,7 +20,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from types import ModuleType
+from types import FunctionType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from fsdray.errors import FsdrayError, ServiceError
 from fsdray.modules import INSTALLED, RESERVED, is_installed_path
@@ -28,6 +30,7 @@ from fsdray.services import Buffer
 from fsdray.wire import Environment
 
 _WORLDS = 8  # sets of modules that a worker keeps imported
+_PIECE = 64 * 1024  # bytes that are read at a time
 _NOTE = "fsdray: "
 
 Fetch = Callable[[str], Buffer]
@@ -48,6 +51,7 @@ class Surroundings:
         self._private = private
         self._paths: tuple[str, ...] = ()
         self._owners: dict[str, str] = {}  # top-level modules, and the path that has each
+        self._layers = Layers()
         # Modules stay imported with the set of bundles that they were imported from: what was
         # imported from one version of a module must not meet another.
         self._worlds: OrderedDict[tuple[str, ...], dict[str, ModuleType]] = OrderedDict()
@@ -63,7 +67,10 @@ class Surroundings:
         if environment.working_dir is not None:
             home = unpacked(self._private, environment.working_dir, fetch)
             folders.append(home)
-        self._import_from(tuple(map(str, folders)))
+        packages: str | None = None
+        if environment.packages is not None:
+            packages = str(unpacked(self._shared, environment.packages, fetch))
+        self._import_from(tuple(map(str, folders)), packages)
         with contextlib.ExitStack() as undo:
             if environment.env_vars:
                 undo.enter_context(_variables(dict(environment.env_vars)))
@@ -71,16 +78,20 @@ class Surroundings:
                 undo.enter_context(contextlib.chdir(home))
             yield
 
-    def _import_from(self, paths: tuple[str, ...]) -> None:
+    def _import_from(self, own: tuple[str, ...], packages: str | None) -> None:
+        paths = own if packages is None else (*own, packages)
         if paths == self._paths:
             return
-        owners = {name: path for path in reversed(paths) for name in _top_level(path)}
-        if all(owners.get(name) == path for name, path in self._owners.items()):
+        owners = {name: path for path in reversed(own) for name in _top_level(path)}
+        is_other = packages != self._layers.current
+        if not is_other and all(owners.get(name) == path for name, path in self._owners.items()):
             # Nothing that is imported changes. What is new may hide something installed.
             for name in [name for name in owners if name not in self._owners]:
                 _take_out({name})
         else:
             self._worlds[self._paths] = _take_out({*self._owners, *owners})
+            if is_other:
+                self._layers.change(packages)
             sys.modules.update(self._worlds.pop(paths, {}))
             if len(self._worlds) > _WORLDS:
                 self._worlds.popitem(last=False)
@@ -88,11 +99,76 @@ class Surroundings:
             with contextlib.suppress(ValueError):  # the user's code may change sys.path
                 sys.path.remove(path)
         # As at the caller: what was found there before what is installed is so here.
-        packages = (i for i, path in enumerate(sys.path) if INSTALLED & {*Path(path).parts})
-        at = next(packages, len(sys.path))
+        installed = (i for i, path in enumerate(sys.path) if INSTALLED & {*Path(path).parts})
+        at = next(installed, len(sys.path))
         sys.path[at:at] = paths
         self._paths, self._owners = paths, owners
         importlib.invalidate_caches()
+
+
+class Layers:
+    """Which packages pip brought, over what is installed.
+
+    Each layer keeps the modules that it brought, and those installed ones that were imported
+    while it was there and refer to them: what was imported with one version of a package must
+    not meet another. What refers to neither is shared.
+    """
+
+    def __init__(self) -> None:
+        self.current: str | None = None  # its directory; None is what is installed
+        self._tops: frozenset[str] = frozenset()
+        self._aside: OrderedDict[str | None, dict[str, ModuleType]] = OrderedDict()
+        self._referred: WeakKeyDictionary[ModuleType, frozenset[str]] = WeakKeyDictionary()
+
+    def change(self, packages: str | None) -> None:
+        """Have ``sys.modules`` be what it is with these packages."""
+        tops = frozenset[str]() if packages is None else _brought(packages)
+        hidden = set(self._tops | tops)
+        referring: dict[str, set[str]] = {}
+        for name, module in list(sys.modules.items()):
+            top = name.partition(".")[0]
+            if isinstance(module, ModuleType) and top not in RESERVED:
+                for other in self._referred_by(module):
+                    referring.setdefault(other, set()).add(top)
+        waiting = list(hidden)
+        while waiting:
+            more = referring.get(waiting.pop(), set()) - hidden
+            hidden |= more
+            waiting += more
+        self._aside[self.current] = _take_out(hidden)
+        sys.modules.update(self._aside.pop(packages, {}))
+        if len(self._aside) > _WORLDS:
+            # What is installed stays: many a native module can be imported once only.
+            self._aside.pop(next(layer for layer in self._aside if layer is not None))
+        self.current, self._tops = packages, tops
+
+    def _referred_by(self, module: ModuleType) -> frozenset[str]:
+        """Top-level modules that a module's globals come from."""
+        found = self._referred.get(module)
+        if found is None:
+            # A lazy module must not be loaded for this.
+            values = list(object.__getattribute__(module, "__dict__").values())
+            names = {_home(value) for value in values}
+            found = self._referred[module] = frozenset(
+                {name.partition(".")[0] for name in names if name} - RESERVED
+            )
+        return found
+
+
+def _home(value: object) -> str | None:
+    """The name of the module that a value comes from."""
+    if isinstance(value, ModuleType):
+        name = object.__getattribute__(value, "__dict__").get("__name__")
+    else:
+        kind = value if isinstance(value, type | FunctionType) else type(value)
+        name = kind.__module__
+    return name if isinstance(name, str) else None
+
+
+def _brought(packages: str) -> frozenset[str]:
+    """Top-level modules in a directory that pip filled: packages, sources, native modules."""
+    names = {entry.name.partition(".")[0] for entry in os.scandir(packages)}
+    return frozenset(name for name in names if name.isidentifier()) - RESERVED
 
 
 def unpacked(directory: Path, digest: str, fetch: Fetch) -> Path:
@@ -106,17 +182,23 @@ def unpacked(directory: Path, digest: str, fetch: Fetch) -> Path:
     place = directory / digest
     if place.is_dir():
         return place
-    data = bytes(fetch(digest))
+    data = memoryview(fetch(digest))
     if hashlib.sha256(data).hexdigest() != digest:
         raise ServiceError(f"the bundle {digest} came with other bytes than were sent")
     directory.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".making-", dir=directory))
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for name in archive.namelist():
-                if not is_inside(name):
-                    raise ServiceError(f"the bundle {digest} has a file {name!r} outside of it")
+        # Read where it lies: it may be most of the memory that the call has.
+        with zipfile.ZipFile(io.BufferedReader(_Bytes(data), _PIECE)) as archive:
+            for about in archive.infolist():
+                if not is_inside(about.filename):
+                    raise ServiceError(
+                        f"the bundle {digest} has a file {about.filename!r} outside of it"
+                    )
             archive.extractall(making)
+            for about in archive.infolist():
+                if about.external_attr >> 16 & 0o100:
+                    (making / about.filename).chmod(0o755)
         making.rename(place)
     except OSError:
         if not place.is_dir():  # another process was faster
@@ -124,6 +206,31 @@ def unpacked(directory: Path, digest: str, fetch: Fetch) -> Path:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return place
+
+
+class _Bytes(io.RawIOBase):
+    """A file that is bytes in memory, not copied."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def is_inside(name: str) -> bool:
@@ -161,7 +268,8 @@ def explain(error: BaseException) -> None:
     error.add_note(
         f"{_NOTE}{which} Modules of your own travel by themselves where the function, its "
         "arguments or other modules of yours import them by name. A package must be installed "
-        "where functions run, in the same version. What is imported in another way travels with "
+        "where functions run, in the same version, or come with runtime_env={'pip': [NAME]}. "
+        "What is imported in another way travels with "
         "@fsdray.remote(runtime_env={'py_modules': [PATH]})"
     )
 

@@ -7,18 +7,23 @@ cancelled. What a call is, and how it is sent, is in `fsdray.session`.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
+import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial
 from types import FunctionType, TracebackType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from fsdray import session, wire
 from fsdray.errors import SettingsError, TaskCancelled
+from fsdray.refs import ObjectRef
 from fsdray.remote import TaskOptions
+from fsdray.runtime_env import RuntimeEnv
 from fsdray.session import Session
 from fsdray.submission import Submission
 
@@ -31,13 +36,15 @@ class Executor(futures.Executor):
 
     Each call is a task: refs among its arguments are replaced by their values, and a failure is
     an instance of the user's own type and of `TaskError`. A call whose process dies fails alone;
-    there is no broken pool. A ``with`` block that a Ctrl-C ends waits for nothing.
+    there is no broken pool. A Ctrl-C while a result is waited for stops the call; one that ends a
+    ``with`` block, or the program, stops all calls.
 
     Parameters
     ----------
     max_workers : calls that may be under way at one time; by default what the session lets run.
     memory : MB that a call may use. timeout : seconds that it may take.
     name : what the calls are called in logs and errors; by default the function's own name.
+    runtime_env : see `fsdray.remote.TaskOptions`.
 
     Raises
     ------
@@ -55,12 +62,15 @@ class Executor(futures.Executor):
         memory: int | None = None,
         timeout: float | None = None,
         name: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         if max_workers is not None and (
             not isinstance(max_workers, int) or isinstance(max_workers, bool) or max_workers < 1
         ):
             raise SettingsError(f"max_workers={max_workers!r}: give a whole number from 1")
-        self._options = TaskOptions(memory=memory, timeout=timeout, name=name)
+        self._options = TaskOptions(
+            memory=memory, timeout=timeout, name=name, runtime_env=runtime_env
+        )
         self._max_workers = max_workers
         self._changed = threading.Condition()
         self._waiting: deque[_Work] = deque()
@@ -102,10 +112,11 @@ class Executor(futures.Executor):
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         run = Pickled(partial(_run_chunk, fn), _name(fn))
-        chunks = super().map(
-            run, _chunks(zip(*iterables, strict=False), chunksize), timeout=timeout
-        )
-        return _flattened(chunks)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        chunks = _chunks(zip(*iterables, strict=False), chunksize)
+        here = session.current()
+        submitted = deque(self._submit(here, run, (chunk,), {}) for chunk in chunks)
+        return _results(submitted, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; wait for those that there are, or cancel those that wait."""
@@ -123,15 +134,16 @@ class Executor(futures.Executor):
                 manager.join()
 
     def abandon(self) -> None:
-        """Shut down and wait for nothing: all futures that are not done fail or are cancelled.
+        """Shut down and wait for nothing: what waits is cancelled, and what runs is stopped.
 
-        Calls that run already go on until they end by themselves; nobody hears of them.
+        Futures that are not done are cancelled or fail with `TaskCancelled`, at once.
         """
         self.shutdown(wait=False, cancel_futures=True)
         with self._changed:
             running, self._running = self._running, set()
             self._changed.notify_all()
         for work in running:
+            work.stop()
             work.future.set_exception(TaskCancelled("the executor was abandoned"))
 
     def __exit__(
@@ -141,7 +153,7 @@ class Executor(futures.Executor):
         trace: TracebackType | None,
     ) -> Literal[False]:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            # It reaches the processes of a standard pool too: nobody waits for them.
+            # It ends the processes of a standard pool, too.
             self.abandon()
         else:
             self.shutdown(wait=True)
@@ -151,9 +163,9 @@ class Executor(futures.Executor):
 
     def _submit(
         self, here: Session, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> futures.Future[T]:
+    ) -> ExecutorFuture[T]:
         """`submit` to a given session: what goes on by itself must never start a new one."""
-        work = _Work(here, self._pickled(fn), args, kwargs, _Future(here))
+        work = _Work(here, self._pickled(fn), args, kwargs)
         with self._changed:
             if self._is_shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -163,6 +175,8 @@ class Executor(futures.Executor):
                     target=self._manage, name="fsdray-executor", daemon=self._is_left_at_exit
                 )
                 self._manager.start()
+                if not self._is_left_at_exit:
+                    _waited_for.add(self)
             self._changed.notify_all()
         return work.future
 
@@ -259,27 +273,43 @@ def waiting() -> AbstractContextManager[None]:
     """Around a wait for other calls: inside a task, it gives this call's concurrency to them."""
     if not session.is_open() or session.current().is_driver:
         return nullcontext()
-    return session.current().backend.functions.yielded()
+    return session.current().yielded()
 
 
-class _Future(futures.Future[T]):
-    """A future whose waits, inside a task, let the calls that they wait for run."""
+class ExecutorFuture(futures.Future[T]):
+    """What `Executor.submit` returns.
 
-    def __init__(self, here: Session) -> None:
+    Its waits, inside a task, let the calls that they wait for run; a Ctrl-C in them stops those.
+    """
+
+    def __init__(self, work: _Work) -> None:
         super().__init__()
-        self._is_driver = here.is_driver
+        self._work = work
 
     def result(self, timeout: float | None = None) -> T:
-        if self._is_driver or self.done():
-            return super().result(timeout)
-        with waiting():
+        with self._waiting():
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        if self._is_driver or self.done():
+        with self._waiting():
             return super().exception(timeout)
-        with waiting():
-            return super().exception(timeout)
+
+    def stop(self) -> None:
+        """Cancel the call, also where it runs already: it then fails with `TaskCancelled`."""
+        if not self.cancel():
+            self._work.stop()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if self.done():
+            yield
+            return
+        try:
+            with nullcontext() if self._work.session.is_driver else waiting():
+                yield
+        except KeyboardInterrupt:
+            self.stop()
+            raise
 
 
 class _Work:
@@ -291,10 +321,11 @@ class _Work:
         function: Pickled,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        future: _Future[Any],
     ) -> None:
         self.session = here
-        self.future = future
+        self.future: ExecutorFuture[Any] = ExecutorFuture(self)
+        self._ref: ObjectRef[Any] | None = None  # while it runs
+        self._is_unwanted = False
         self._call: tuple[Pickled, tuple[Any, ...], dict[str, Any]] | None = function, args, kwargs
 
     def submit(self, options: TaskOptions) -> futures.Future[Any]:
@@ -303,7 +334,7 @@ class _Work:
         (function, args, kwargs), self._call = self._call, None  # arguments are not kept
         settings = self.session.settings
         data, modules = function.made
-        [ref] = self.session.submit(
+        [self._ref] = self.session.submit(
             Submission(
                 name=options.name or function.name,
                 function=data,
@@ -315,12 +346,23 @@ class _Work:
                 timeout=options.timeout or settings.timeout,
                 world_size=None,
                 channel=settings.channel,
+                runtime_env=cast(RuntimeEnv | None, options.runtime_env),
             )
         )
-        return ref.future()
+        if self._is_unwanted:
+            self.session.stop([self._ref])
+        return self._ref.future()
+
+    def stop(self) -> None:
+        """Have the session cancel it, if it runs, or when it begins to."""
+        self._is_unwanted = True
+        ref = self._ref
+        if ref is not None:
+            self.session.stop([ref])
 
     def settle(self, outcome: futures.Future[Any]) -> None:
         """Tell the user how the call ended."""
+        self._ref = None
         error = outcome.exception()
         if error is not None:
             self.future.set_exception(error)
@@ -346,6 +388,36 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
-    for chunk in chunks:
-        yield from chunk
+def _results(chunks: deque[ExecutorFuture[Any]], deadline: float | None) -> Iterator[Any]:
+    """The values of chunks in their order; what is not taken is cancelled, by a Ctrl-C stopped."""
+    try:
+        while chunks:
+            left = None if deadline is None else deadline - time.monotonic()
+            values = chunks[0].result(left)
+            chunks.popleft()
+            yield from values
+    except KeyboardInterrupt:
+        for chunk in chunks:
+            chunk.stop()
+        raise
+    finally:
+        for chunk in chunks:
+            chunk.cancel()
+
+
+_waited_for: weakref.WeakSet[Executor] = weakref.WeakSet()
+"""Executors whose calls the program waits for at its end."""
+
+
+def _at_exit() -> None:
+    """A program that a Ctrl-C ends waits for nothing."""
+    last = getattr(sys, "last_type", None)  # what the interpreter has told the user last
+    is_prompt = hasattr(sys, "ps1")  # where a Ctrl-C ends a command, and no program
+    if last is not None and issubclass(last, KeyboardInterrupt) and not is_prompt:
+        for executor in list(_waited_for):
+            executor.abandon()
+
+
+# What atexit runs would be too late: the threads of executors have been waited for by then. The
+# standard's executors use this, too.
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]

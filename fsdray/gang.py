@@ -253,10 +253,9 @@ async def _invoke(backend: Backend, call: Call) -> Reply:
         wire.dump(call),
         memory=call.memory,
         timeout=call.timeout,
-        label=f"{call.name}[{call.gang.rank}]",
+        label=call.label,
     )
-    reply = wire.load(data)
-    assert isinstance(reply, Reply)
+    reply = wire.load_reply(data)
     if call.gang.rank not in reply.ranks and reply.broken is None:
         # The call could not even be decoded: its one failure is all that came back.
         (refused,) = reply.ranks[0].values

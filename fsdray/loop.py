@@ -7,10 +7,12 @@ operators never run on it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from fsdray.errors import FsdrayError
@@ -19,6 +21,8 @@ T = TypeVar("T")
 
 _loop: asyncio.AbstractEventLoop | None = None
 _lock = threading.Lock()
+_posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+_is_called = False  # whether the loop knows that there is something in `_posted`
 
 
 def get() -> asyncio.AbstractEventLoop:
@@ -30,6 +34,79 @@ def get() -> asyncio.AbstractEventLoop:
             threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True).start()
             _loop = loop
         return _loop
+
+
+def post(callback: Callable[..., object], *args: Any) -> None:
+    """Have the loop call this soon, after what was posted before; from any thread.
+
+    Waking the loop costs more than most callbacks, so it is woken once for all that are there.
+    """
+    global _is_called
+    _posted.append((callback, args))
+    if not _is_called:
+        _is_called = True
+        get().call_soon_threadsafe(_run_posted)
+
+
+def _run_posted() -> None:
+    global _is_called
+    _is_called = False  # first: what is posted from now on calls again
+    for _ in range(len(_posted)):
+        callback, args = _posted.popleft()
+        callback(*args)
+    if _posted:
+        post(_nothing)
+
+
+def _nothing() -> None:
+    """What is posted to have the rest run."""
+
+
+class Job:
+    """A coroutine that was handed to the loop, with the context variables of who did so.
+
+    Parameters
+    ----------
+    ended : called on the loop when it has ended, with what it raised; a job that was cancelled
+        before it began has ended, too.
+    """
+
+    __slots__ = ("_context", "_coroutine", "_ended", "_task")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        ended: Callable[[Job, BaseException | None], object],
+    ) -> None:
+        self._coroutine: Coroutine[Any, Any, None] | None = coroutine
+        self._ended: Callable[[Job, BaseException | None], object] | None = ended
+        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start it, once."""
+        post(self._begin)
+
+    def cancel(self) -> None:
+        """Cancel it, from any thread; one that has ended stays as it is."""
+        post(self._cancel)
+
+    def _begin(self) -> None:
+        assert self._coroutine is not None
+        self._task = get().create_task(self._coroutine, context=self._context)
+        self._task.add_done_callback(self._over)
+        # Who holds the job must not hold what it was about.
+        self._coroutine = self._context = None
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        ended, self._ended, self._task = self._ended, None, None
+        assert ended is not None
+        ended(self, error)
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -45,12 +122,11 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     FsdrayError
         on the loop itself, which would wait for itself for ever.
     """
-    if _is_here():
+    try:
+        refuse()
+    except FsdrayError:
         coroutine.close()
-        raise FsdrayError(
-            "this would wait on fsdray's own event loop for itself: in a coroutine that "
-            "fsdray runs, await instead (a ref, or a method of AsyncCommunicator)"
-        )
+        raise
     future = submit(coroutine)
     try:
         return future.result()
@@ -59,16 +135,40 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _is_here() -> bool:
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """`run` for what must not be left half done: it ends before an interrupt is raised.
+
+    The coroutine bounds its own time, since no Ctrl-C does.
+    """
+    future = submit(coroutine)
+    interrupt: KeyboardInterrupt | None = None
+    while not future.done():
+        try:
+            wait([future])
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return future.result()
+
+
+def refuse() -> None:
+    """Raise `FsdrayError` on the loop's own thread, where plain code that waits waits for ever."""
     try:
-        return asyncio.get_running_loop() is _loop
+        is_here = asyncio.get_running_loop() is _loop
     except RuntimeError:
-        return False
+        return
+    if is_here:
+        raise FsdrayError(
+            "this would wait on fsdray's own event loop for itself: in a coroutine that "
+            "fsdray runs, await instead (a ref, or a method of AsyncCommunicator)"
+        )
 
 
 def _after_fork() -> None:
-    global _loop, _lock
-    _loop, _lock = None, threading.Lock()
+    global _loop, _lock, _is_called
+    _loop, _lock, _is_called = None, threading.Lock(), False
+    _posted.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fsdray import failure, session
+from fsdray import coroutines, failure, session
 from fsdray.errors import SettingsError, TaskError
 from fsdray.failure import Failure
 from fsdray.refs import ObjectRef
@@ -65,6 +65,11 @@ class Map(Iterator[Any]):
             raise SettingsError(f"chunksize={chunksize!r}: give a whole number from 1")
         if function.is_gang:
             raise SettingsError("a gang has no map: each of its calls is many ranks already")
+        if function.is_generator:
+            raise SettingsError(
+                f"{function.__name__} is a generator function, and a map takes one value of each "
+                f"call: iterate over {function.__name__}.remote(...), or return a list"
+            )
         self._inputs = inputs
         self._ordered = ordered
         self._return_exceptions = return_exceptions
@@ -75,7 +80,8 @@ class Map(Iterator[Any]):
         self._run = function.wrapping(
             _chunk_of(function.__wrapped__, not self._is_single, return_exceptions)
         )
-        limits = session.current().backend.functions.limits
+        self._session = session.current()
+        limits = self._session.backend.functions.limits
         self._most = _AHEAD * limits.concurrency
         self._underway: deque[ObjectRef[_Results]] = deque()
         self._finished: queue.SimpleQueue[ObjectRef[_Results]] = queue.SimpleQueue()
@@ -87,6 +93,13 @@ class Map(Iterator[Any]):
         self._fill()
 
     def __next__(self) -> Any:
+        try:
+            return self._next()
+        except KeyboardInterrupt as interrupt:
+            self.close()
+            raise interrupt.with_traceback(None) from None  # its own frames say nothing to the user
+
+    def _next(self) -> Any:
         while not self._ready:
             if not self._underway:
                 self.close()
@@ -94,7 +107,7 @@ class Map(Iterator[Any]):
                     raise self._input_error
                 raise StopIteration
             ref = self._next_chunk()
-            values, failed = session.current().get([ref], None)
+            values, failed = self._session.get([ref], None)
             if failed is not None:
                 if self._is_single and self._return_exceptions and isinstance(failed, TaskError):
                     self._fill()
@@ -121,8 +134,7 @@ class Map(Iterator[Any]):
         """Stop: inputs are not taken any more, and calls under way are cancelled."""
         self._is_over = True
         self._ready.clear()
-        for ref in self._underway:
-            session.current().cancel(ref)
+        self._session.stop(self._underway)
         self._underway.clear()
         self._bar.close()
 
@@ -145,6 +157,14 @@ class Map(Iterator[Any]):
 
     def _fill(self) -> None:
         """Start chunks until enough are under way."""
+        try:
+            self._start_chunks()
+        except BaseException:
+            # An interrupt, or options that no call can have: what has started is for nothing.
+            self.close()
+            raise
+
+    def _start_chunks(self) -> None:
         while len(self._underway) < self._most and not self._is_over:
             items = self._take()
             if not items:
@@ -153,7 +173,7 @@ class Map(Iterator[Any]):
             ref: ObjectRef[_Results] = self._run.remote(items)
             self._underway.append(ref)
             if not self._ordered:
-                session.current().when_there(ref, self._finished.put)
+                self._session.when_there(ref, self._finished.put)
 
     def _take(self) -> list[tuple[Any, ...]]:
         items: list[tuple[Any, ...]] = []
@@ -162,8 +182,8 @@ class Map(Iterator[Any]):
                 items.append(next(self._inputs))
         except StopIteration:
             pass
-        except BaseException as error:
-            # The map ends with it, once what came before is out.
+        except Exception as error:
+            # Whatever it is, the map ends with it, once what came before is out.
             self._input_error = error
             self._is_over = True
         return items
@@ -193,7 +213,7 @@ def _chunk_of(
         results: list[Any] = []
         for args in items:
             try:
-                results.append(function(*args))
+                results.append(coroutines.finished(session.current(), function(*args)))
             except Exception as error:
                 if not captures:
                     raise

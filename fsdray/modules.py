@@ -28,7 +28,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from fsdray.errors import SettingsError
-from fsdray.services import MIB
+from fsdray.services import MIB, Buffer
 
 LIMIT = 50 * MIB  # bytes of one package or directory, before it is compressed
 IGNORE = ".fsdrayignore"  # a file of patterns, one a line, for what does not travel
@@ -58,7 +58,7 @@ class Bundle:
     """A zip file of modules; `digest` names it, and the same files always have the same."""
 
     digest: str
-    data: bytes
+    data: Buffer
 
     @property
     def key(self) -> str:
@@ -229,7 +229,7 @@ class Catalog:
     def __init__(self) -> None:
         self._packed: dict[tuple[tuple[Path, ...], str | None], _Packed] = {}
         self._imports: dict[tuple[Path, str], tuple[_Stamp, frozenset[str]]] = {}
-        self._known: dict[frozenset[str], tuple[dict[str, Bundle], _Look]] = {}
+        self._known: dict[frozenset[str], tuple[dict[str, Bundle], Look]] = {}
         self._lock = threading.Lock()
 
     def bundles(self, names: frozenset[str]) -> dict[str, Bundle]:
@@ -251,7 +251,7 @@ class Catalog:
                 bundles[root.name] = packed.bundle
                 stamps |= packed.look.stamps
             # Names only grow: what was asked before is history.
-            self._known = {names: (bundles, _Look(stamps))}
+            self._known = {names: (bundles, Look(stamps))}
             return bundles
 
     def pack(self, places: tuple[Path, ...], name: str | None) -> Bundle:
@@ -286,7 +286,7 @@ class Catalog:
         return sorted(roots, key=lambda root: root.name)
 
     def _imports_of(self, path: Path, package: str) -> frozenset[str]:
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         known = self._imports.get((path, package))
         if known is not None and known[0] == stamp:
             return known[1]
@@ -351,17 +351,22 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
-            about = zipfile.ZipInfo(name, _EPOCH)
-            about.external_attr = 0o644 << 16
-            about.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(about, files[name])
+            archive.writestr(zip_entry(name), files[name])
     return stream.getvalue()
+
+
+def zip_entry(name: str, executable: bool = False) -> zipfile.ZipInfo:
+    """A member that says nothing of who packed it, and when."""
+    about = zipfile.ZipInfo(name, _EPOCH)
+    about.external_attr = (0o755 if executable else 0o644) << 16
+    about.compress_type = zipfile.ZIP_DEFLATED
+    return about
 
 
 _Stamp = tuple[int, int, int] | None
 
 
-def _stamp(path: str | os.PathLike[str]) -> _Stamp:
+def stamp_of(path: str | os.PathLike[str]) -> _Stamp:
     try:
         about = os.stat(path)
     except OSError:
@@ -369,7 +374,7 @@ def _stamp(path: str | os.PathLike[str]) -> _Stamp:
     return about.st_mtime_ns, about.st_size, about.st_ino
 
 
-class _Look:
+class Look:
     """What files and directories looked like, and when it is time to look again."""
 
     def __init__(self, stamps: Mapping[str, _Stamp]) -> None:
@@ -388,13 +393,13 @@ class _Look:
         return True
 
     def is_same(self) -> bool:
-        return all(_stamp(path) == stamp for path, stamp in self.stamps.items())
+        return all(stamp_of(path) == stamp for path, stamp in self.stamps.items())
 
 
 @dataclass(frozen=True)
 class _Packed:
     bundle: Bundle
-    look: _Look
+    look: Look
 
     @staticmethod
     def of(places: tuple[Path, ...], name: str | None) -> _Packed:
@@ -406,16 +411,16 @@ class _Packed:
                 continue
             for inner, path in _walk(place):
                 if path is None:
-                    stamps[inner] = _stamp(inner)  # changes with what is added and removed
+                    stamps[inner] = stamp_of(inner)  # changes with what is added and removed
                 else:
                     paths.setdefault(inner if name is None else f"{name}/{inner}", path)
         sizes = {inner: path.stat().st_size for inner, path in paths.items()}
         if sum(sizes.values()) > LIMIT:
             raise SettingsError(_too_large(places, sizes))
-        stamps |= {str(path): _stamp(path) for path in paths.values()}
+        stamps |= {str(path): stamp_of(path) for path in paths.values()}
         data = zipped({inner: path.read_bytes() for inner, path in paths.items()})
         bundle = Bundle(hashlib.sha256(data).hexdigest(), data)
-        return _Packed(bundle, _Look(stamps))
+        return _Packed(bundle, Look(stamps))
 
 
 def _too_large(places: tuple[Path, ...], sizes: Mapping[str, int]) -> str:

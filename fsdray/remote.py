@@ -12,7 +12,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from fsdray import session, wire
 from fsdray.errors import SettingsError
@@ -21,7 +21,9 @@ from fsdray.retries import RetryPolicy
 from fsdray.runtime_env import RuntimeEnv
 from fsdray.session import Session
 from fsdray.settings import check_channel
+from fsdray.streams import FirstItems, ObjectRefGenerator
 from fsdray.submission import Submission
+from fsdray.wire import Items
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +52,11 @@ class TaskOptions:
 
     Parameters
     ----------
-    num_returns : how many refs a call returns; with 0 it returns None, with more than one the
-        function must return as many values.
+    num_returns : how many refs a call returns, by default one; with 0 it returns None, with more
+        than one the function must return as many values. A call of a generator function is, by
+        default or with ``"streaming"``, an `ObjectRefGenerator` of the refs of its items, as they
+        are yielded; with a number, it is the refs of its first items, once all of them are there
+        (with 0 it runs to its end), and then goes no further.
     memory : MB that the call may use (Ray's is in bytes). timeout : seconds that it may take.
         ``num_cpus=n`` asks for as much memory as gives n CPUs.
     name : what the call is called in logs and errors; by default the function's own name.
@@ -61,12 +66,19 @@ class TaskOptions:
     preload : modules that the function needs, or ``"module:function"`` to call; a platform that
         can loads them once for all calls.
     runtime_env : a dict with any of ``env_vars`` (a dict of texts, set while the call runs),
-        ``working_dir`` (a directory whose files travel; the call runs in a copy of it) and
-        ``py_modules`` (paths and modules to travel though nothing imports them by name). Calls
-        that the call makes have the same, unless they say otherwise.
+        ``working_dir`` (a directory whose files travel; the call runs in a copy of it),
+        ``py_modules`` (paths and modules to travel though nothing imports them by name) and
+        ``pip`` (a list of requirements, or the path of a file of them). Calls that the call makes
+        have the same, unless they say otherwise. Packages are installed here, once, by this
+        interpreter's pip with your configuration of it; they are kept (``fsdray.init(cache=)``)
+        and come before what is installed where functions run. A requirement without an exact
+        version stays as it was first installed for as long as it is kept.
+    _generator_backpressure_num_objects : of a generator that streams: with this many items that
+        nobody has taken, it waits before it makes more, on its own time. None or -1 is any number.
+        It costs one put and one get for each half of that many items.
     """
 
-    num_returns: int = 1
+    num_returns: int | Literal["streaming"] | None = None
     memory: int | None = None
     timeout: float | None = None
     name: str | None = None
@@ -76,10 +88,28 @@ class TaskOptions:
     max_retries: int | None = None
     retry_exceptions: bool | tuple[type[BaseException], ...] | None = None
     runtime_env: RuntimeEnv | Mapping[str, Any] | None = None
+    _generator_backpressure_num_objects: int | None = None
 
     def __post_init__(self) -> None:
-        if not _is_int(self.num_returns) or self.num_returns < 0:
-            raise SettingsError(f"num_returns={self.num_returns!r}: give a whole number from 0")
+        wanted: object = self.num_returns
+        if wanted == "dynamic":
+            raise SettingsError(
+                'num_returns="dynamic" gives its refs only when all items are there, and Ray has '
+                'given it up: use "streaming", the default of generator functions'
+            )
+        if wanted not in (None, "streaming") and not (
+            isinstance(wanted, int) and _is_int(wanted) and wanted >= 0
+        ):
+            raise SettingsError(
+                f"num_returns={wanted!r}: give a whole number from 0, or, for a "
+                'generator function, "streaming"'
+            )
+        ahead = self._generator_backpressure_num_objects
+        if ahead is not None and (not _is_int(ahead) or (ahead < 1 and ahead != -1)):
+            raise SettingsError(
+                f"_generator_backpressure_num_objects={ahead!r}: give a whole number from 1, or -1 "
+                "for no limit"
+            )
         if self.memory is not None and (not _is_int(self.memory) or self.memory < 1):
             raise SettingsError(f"memory={self.memory!r}: give whole MB of at least 1")
         if self.timeout is not None and (
@@ -90,7 +120,7 @@ class TaskOptions:
             raise SettingsError(f"name={self.name!r}: give a string")
         if self.world_size is not None and (not _is_int(self.world_size) or self.world_size < 1):
             raise SettingsError(f"world_size={self.world_size!r}: give a whole number from 1")
-        if self.world_size is not None and self.num_returns != 1:
+        if self.world_size is not None and self.num_returns not in (None, 1):
             raise SettingsError("a gang returns one ref a rank: world_size excludes num_returns")
         if self.world_size is not None and not (
             self.max_retries in (None, 0) and self.retry_exceptions in (None, False)
@@ -145,11 +175,22 @@ class RemoteFunction(Generic[P, R]):
 
     __name__: str
     __qualname__: str
+    is_generator: bool
+    """Whether the function yields."""
 
     def __init__(self, function: Callable[P, R], options: TaskOptions) -> None:
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
+        self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(
+            function
+        )
+        wanted = options.num_returns
+        self._count = wanted if isinstance(wanted, int) else 1
+        self._items = self._streamed()
+        # What is sent: with a number of returns, a generator function is one that returns them.
+        as_it_is = self._items is not None or not self.is_generator
+        self._sent = function if as_it_is else FirstItems(function, self._count)
         self._signature = inspect.signature(function)
         self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str]] | None = None
 
@@ -158,9 +199,9 @@ class RemoteFunction(Generic[P, R]):
 
         Returns
         -------
-        ObjectRef, or a list of them
+        ObjectRef, or a list of them, or an ObjectRefGenerator
             One ref; a list where ``num_returns`` is above 1 or ``world_size`` is given (one ref a
-            rank); None where ``num_returns`` is 0.
+            rank); None where ``num_returns`` is 0; an `ObjectRefGenerator` of a generator function.
 
         Raises
         ------
@@ -181,7 +222,7 @@ class RemoteFunction(Generic[P, R]):
                 modules=modules,
                 args=args,
                 kwargs=kwargs,
-                num_returns=options.num_returns,
+                num_returns=self._count,
                 memory=options.memory or settings.memory,
                 timeout=options.timeout or settings.timeout,
                 world_size=options.world_size,
@@ -189,9 +230,12 @@ class RemoteFunction(Generic[P, R]):
                 preload=tuple(options.preload),
                 retry=options.retry,
                 runtime_env=cast(RuntimeEnv | None, options.runtime_env),
+                items=self._items,
             )
         )
-        if options.world_size is not None or options.num_returns > 1:
+        if self._items is not None:
+            return ObjectRefGenerator(refs[0], self._items.ahead)
+        if options.world_size is not None or self._count > 1:
             return refs
         return refs[0] if refs else None
 
@@ -282,7 +326,8 @@ class RemoteFunction(Generic[P, R]):
     def options(self, **changes: Any) -> RemoteFunction[P, R]:
         """The same function with other options; see `TaskOptions`."""
         other = RemoteFunction(self.__wrapped__, self._options.updated(changes))
-        other._pickled = self._pickled
+        if other._sent == self._sent:
+            other._pickled = self._pickled
         return other
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -297,12 +342,35 @@ class RemoteFunction(Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self.__wrapped__, self._options)
 
+    def _streamed(self) -> Items | None:
+        """How a call's items stream, where they do; the function's kind excludes some options."""
+        options = self._options
+        wanted, ahead = options.num_returns, options._generator_backpressure_num_objects
+        if self.is_generator and options.world_size is not None:
+            raise SettingsError(
+                f"{self.__name__} is a generator function, and a rank has one value: return a list "
+                "from each rank, or start tasks that yield"
+            )
+        if self.is_generator and not isinstance(wanted, int):
+            return Items(ahead=None if ahead == -1 else ahead)
+        if wanted == "streaming":
+            raise SettingsError(
+                f'num_returns="streaming" is for generator functions, and {self.__name__} is none: '
+                "nothing in it yields"
+            )
+        if ahead is not None:
+            raise SettingsError(
+                "_generator_backpressure_num_objects is for generator functions that stream, and "
+                f"{self.__name__} does not"
+            )
+        return None
+
     def _pickle(self, here: Session) -> tuple[bytes, frozenset[str]]:
         """The function's bytes, made at a session's first call, and the modules it refers to."""
         if self._pickled is None or self._pickled[0]() is not here:
             try:
                 with wire.collecting_modules() as modules:
-                    pickled = wire.encode_function(self.__wrapped__)
+                    pickled = wire.encode_function(self._sent)
                 self._pickled = weakref.ref(here), pickled, frozenset(modules)
             except Exception as error:
                 # Pickling runs the __reduce__ of whatever the closure holds.

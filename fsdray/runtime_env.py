@@ -15,12 +15,20 @@ from typing import Any
 from fsdray import modules
 from fsdray.errors import SettingsError
 from fsdray.modules import Bundle
+from fsdray.packages import Requirements, Target, installer
 from fsdray.wire import Environment
 
+# Keys that Ray's runtime_env has, and what to do without them.
 _REFUSED = {
-    "pip": "install the packages where functions run, or give pure Python ones as py_modules",
-    "conda": "functions run in an interpreter that is already there",
-    "container": "functions run in an interpreter that is already there",
+    "uv": "give the same requirements as pip",
+    "conda": "functions run in an interpreter that is already there; give packages as pip",
+    "container": "functions run in an interpreter that is already there; give packages as pip",
+    "image_uri": "functions run in an interpreter that is already there; give packages as pip",
+    "py_executable": "functions run in an interpreter that is already there",
+    "java_jars": "functions are Python",
+    "excludes": f"name what does not travel in a file {modules.IGNORE} in the directory",
+    "worker_process_setup_hook": "have the function call it, or a module that it imports",
+    "config": "packages are installed before a call starts, with pip's own time limits",
 }
 
 
@@ -33,6 +41,7 @@ class RuntimeEnv:
     env_vars : variables of ``os.environ`` while the call runs.
     working_dir : a directory whose files travel; the call runs in its own copy of it, and
         imports from there.
+    pip : packages that are installed for the call, with all that they need.
     py_modules : files and directories to import from, which travel though nothing imports them
         by name.
     shipped : the same where it has travelled already, as digests.
@@ -42,6 +51,7 @@ class RuntimeEnv:
     working_dir: Path | None = None
     py_modules: tuple[Path, ...] = ()
     shipped: Environment = Environment()
+    pip: Requirements | None = None
 
     @staticmethod
     def of(given: Any) -> RuntimeEnv | None:
@@ -56,7 +66,7 @@ class RuntimeEnv:
             return given
         if not isinstance(given, Mapping):
             raise SettingsError(f"runtime_env={given!r}: give a dict")
-        known = ("env_vars", "working_dir", "py_modules")
+        known = ("env_vars", "working_dir", "py_modules", "pip")
         for name in given:
             if name in _REFUSED:
                 raise SettingsError(f"runtime_env cannot have {name!r}: {_REFUSED[name]}")
@@ -66,7 +76,18 @@ class RuntimeEnv:
             _env_vars(given.get("env_vars") or {}),
             _working_dir(given.get("working_dir")),
             _py_modules(given.get("py_modules") or ()),
+            pip=Requirements.of(given.get("pip") or (), _is_caller()),
         )
+
+    def packages(self, cache: Path) -> Bundle | None:
+        """The installed packages, packed.
+
+        Raises
+        ------
+        SettingsError
+            where they cannot be installed.
+        """
+        return None if self.pip is None else installer.bundle(self.pip, Target.here(), cache)
 
     def bundles(self) -> tuple[Bundle | None, list[Bundle]]:
         """The packed working directory, and the packed modules.

@@ -203,7 +203,8 @@ class Functions(Protocol):
         Parameters
         ----------
         payload : at most ``limits.payload`` bytes.
-        memory : MB. timeout : seconds. label : for people; it names the call in logs.
+        memory : MB. timeout : seconds.
+        label : names the call in logs: the function's name, a blank and the call's own id.
 
         Raises
         ------

@@ -7,6 +7,7 @@ is `fsdray.worker`; how a gang is started and watched is `fsdray.gang`; values a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from fsdray import failure, gang, loop, modules, wire
+from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
@@ -36,6 +37,7 @@ class Session(Values):
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
         self.environment = Environment()  # inside a task, what its own call was given
+        self.runtime_env: RuntimeEnv | None = None  # of all calls that the driver makes
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
         self._stored: set[str] = set()  # digests of bundles
         self._ship_lock = threading.Lock()
@@ -58,7 +60,7 @@ class Session(Values):
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        with wire.collecting_modules() as needed:
+        with wire.collecting_modules() as needed, wire.collecting() as nested:
             arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
             sent = self._send_given(task, given, size or 1)
         self.need(submission.modules | needed)
@@ -66,13 +68,24 @@ class Session(Values):
         function = self._send_function(submission.function)
         # The user's own modules are nowhere before a call brings them.
         preload = [name for name in submission.preload if not modules.is_own(name)]
-        if preload:
+        if preload and environment.packages is None:  # which may bring another version of it
             self.backend.functions.prepare(preload)
         count = submission.num_returns if size is None else size
         entries = [
-            Entry(self, f"{task}-{i}", f"{submission.name}[{i}]" if size else submission.name)
+            Entry(
+                self,
+                streams.end_id(task) if submission.items else f"{task}-{i}",
+                f"{submission.name}[{i}]" if size else submission.name,
+            )
             for i in range(count)
         ]
+        given_refs = [
+            *holes.values(),
+            *(ref._entry for ref in nested),
+            *(value for of_rank in sent for value in of_rank.values() if isinstance(value, Entry)),
+        ]
+        for entry in entries:
+            entry.needs = given_refs
         call = Call(
             task=task,
             name=submission.name,
@@ -85,6 +98,7 @@ class Session(Values):
             timeout=submission.timeout,
             settings=self.settings,
             environment=environment,
+            items=submission.items,
         )
         if size is None:
             garbage = [arguments]
@@ -122,16 +136,23 @@ class Session(Values):
             self._store(bundles.values())
             digests = tuple(bundle.digest for bundle in bundles.values())
             environment = Environment(digests)
-        if runtime_env is None:
-            return environment
+        for each in (self.runtime_env, runtime_env):
+            if each is not None:
+                environment = self._with(environment, each)
+        return environment
+
+    def _with(self, environment: Environment, runtime_env: RuntimeEnv) -> Environment:
+        """What a call finds around it, and what this says of it, which wins."""
         given = runtime_env.shipped
+        packages = runtime_env.packages(self.settings.cache_directory)
         working_dir, named = runtime_env.bundles()
-        self._store([*named, *([working_dir] if working_dir else [])])
+        self._store([*named, *(each for each in (working_dir, packages) if each)])
         digests = tuple(bundle.digest for bundle in named)
         return Environment(
             tuple(dict.fromkeys((*digests, *given.modules, *environment.modules))),
             working_dir.digest if working_dir else given.working_dir or environment.working_dir,
             tuple(dict((*environment.env_vars, *given.env_vars, *runtime_env.env_vars)).items()),
+            packages.digest if packages else given.packages or environment.packages,
         )
 
     def _store(self, bundles: Iterable[Bundle]) -> None:
@@ -143,11 +164,10 @@ class Session(Values):
     async def close(self) -> None:
         """End the session; what still runs is stopped where the platform can."""
         self._closed = True
-        underway = [asyncio.wrap_future(future) for future in list(self._underway)]
-        for future in list(self._underway):
-            future.cancel()
-        if underway:
-            await asyncio.wait(underway, timeout=5)
+        for job in list(self._underway):
+            job.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.flush(), 5)
         await self.backend.close()
 
     # Inside
@@ -170,7 +190,7 @@ class Session(Values):
             for entry in entries:
                 entry.payload.set_result(Inline(encoded, failed=True))
             return
-        whole = await self._fitting(dataclasses.replace(call, holes=filled), garbage)
+        whole = await self._fitting(call, filled, garbage)
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
         if len(values) != len(entries):
@@ -184,31 +204,33 @@ class Session(Values):
         while True:
             try:
                 data = await self.backend.functions.invoke(
-                    wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.name
+                    wire.dump(call), memory=call.memory, timeout=call.timeout, label=call.label
                 )
             except PlatformError as error:
                 if not retry.after_platform(error, call.attempt):
                     error.add_note(call.whereabouts())
                     raise
             else:
-                reply = wire.load(data).ranks[0]
+                reply = wire.load_reply(data).ranks[0]
                 meter.merge(reply.counts)
                 failed = next((value for value in reply.values if value.failed), None)
                 if failed is None:
                     return tuple(reply.values)
+                if not retry.retry_exceptions:
+                    return (failed,)
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
                     return (failed,)
-            call = dataclasses.replace(call, attempt=call.attempt + 1)
+            call = streams.again(call, self)
 
     async def _failure(self, payload: Payload) -> BaseException:
         """The exception that a failed payload stands for."""
         if isinstance(payload, Inline):
-            return failure.decode(payload.data)
+            return await decoding.run(failure.decode, payload.data)
         blob = await self.backend.objects.get(payload.key)
         if blob is None:
             return ObjectLost(f"the failure {payload.key!r} is no longer kept")
-        return failure.decode(blob.data)
+        return await decoding.run(failure.decode, blob.data)
 
     async def _run_gang(
         self,
@@ -242,9 +264,7 @@ class Session(Values):
                     inboxes=place.inboxes,
                     given=values,
                 )
-                whole = await self._fitting(
-                    dataclasses.replace(call, holes=filled, gang=spec), garbage
-                )
+                whole = await self._fitting(dataclasses.replace(call, gang=spec), filled, garbage)
                 with metering() as meter:
                     result = await gang.run(self.backend, whole)
                     for reply in result.ranks.values():
@@ -264,29 +284,24 @@ class Session(Values):
         self, entries: Sequence[Entry], garbage: Sequence[Payload], work: Coroutine[Any, Any, None]
     ) -> None:
         """Run a call's coroutine; its error becomes that of its values."""
-
-        async def run() -> None:
-            try:
-                await work
-            except BaseException as error:
-                # Platform errors and bugs of ours alike must reach whoever waits for the values.
-                cancelled = isinstance(error, asyncio.CancelledError)
-                why = "the session was shut down" if self._closed else f"{name} was cancelled"
-                told = TaskCancelled(why) if cancelled else error
-                for entry in entries:
-                    if not entry.payload.done():
-                        entry.payload.set_exception(told)
-                if cancelled:
-                    raise
-            finally:
-                keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
-                if keys and not self._closed:
-                    await self.backend.objects.delete(keys)
-
         name = entries[0].label if entries else "a task"
-        future = self.go(run())
+
+        def ended(error: BaseException | None) -> None:
+            if isinstance(error, asyncio.CancelledError):
+                why = "the session was shut down" if self._closed else f"{name} was cancelled"
+                error = TaskCancelled(why)
+            for entry in entries:
+                entry.needs = ()
+                if error is not None and not entry.payload.done():
+                    # Platform errors and bugs of ours alike must reach whoever waits.
+                    entry.payload.set_exception(error)
+            keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
+            if keys and not self._closed:
+                self.go(self.backend.objects.delete(keys))
+
+        job = self.go(work, ended)
         for entry in entries:
-            entry.work = future
+            entry.work = job
 
     # Payloads
 
@@ -327,12 +342,12 @@ class Session(Values):
                     sent[rank][number] = self.keep(f"given/{task}/{number}/{rank}", parts)
         return sent
 
-    async def _fitting(self, call: Call, garbage: list[Payload]) -> Call:
-        """The call, with inline values moved to objects until a payload can hold it."""
-        if not call.holes:
+    async def _fitting(self, call: Call, holes: dict[int, Payload], garbage: list[Payload]) -> Call:
+        """The call with its holes filled: inline, or from objects until a payload can hold it."""
+        if not holes:
             return call
+        call = dataclasses.replace(call, holes=holes)
         room = self.backend.functions.limits.payload - len(wire.dump(call))
-        holes = dict(call.holes)
         for number, payload in sorted(
             holes.items(), key=lambda item: -len(item[1].data) if isinstance(item[1], Inline) else 0
         ):

@@ -39,6 +39,8 @@ class Settings:
     log_to_caller : whether what tasks print appears at the caller.
     grace : seconds that the other ranks of a broken gang are given to see it themselves.
     prices : path of a price table that replaces the packaged one.
+    cache : where packages that pip installed for calls are kept; by default ``fsdray`` in the
+        user's cache directory (``XDG_CACHE_HOME``, or ``~/.cache``).
     """
 
     backend: str = "local"
@@ -52,6 +54,7 @@ class Settings:
     log_to_caller: bool = True
     grace: float = 0.4
     prices: str | None = None
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "memory", "branching", "inline_limit"):
@@ -66,7 +69,7 @@ class Settings:
                 or not 0 < value < math.inf
             ):
                 raise SettingsError(f"{name}={value!r}: give seconds above 0")
-        for name in ("backend", "directory", "prices"):
+        for name in ("backend", "directory", "prices", "cache"):
             value = getattr(self, name)
             if not isinstance(value, str | os.PathLike) and (
                 value is not None or name == "backend"
@@ -80,6 +83,13 @@ class Settings:
                 f"inline_limit={self.inline_limit}: at most {4 * MIB}, since a call's payload "
                 "holds 6 MiB in all"
             )
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where what can be made again is kept between sessions."""
+        if self.cache is not None:
+            return Path(self.cache).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fsdray"
 
 
 def check_channel(channel: str) -> None:

@@ -14,7 +14,7 @@ from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
 from fsdray.runtime_env import RuntimeEnv
 from fsdray.values import Entry
-from fsdray.wire import Hole
+from fsdray.wire import Hole, Items
 
 
 class PerRank:
@@ -50,6 +50,7 @@ class Submission:
     preload: tuple[str, ...] = ()
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     runtime_env: RuntimeEnv | None = None
+    items: Items | None = None  # of a generator function that streams
 
 
 def dig(

@@ -6,22 +6,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
-from concurrent.futures import FIRST_COMPLETED, Future
-from concurrent.futures import wait as wait_futures
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
-from fsdray import failure, loop, wire
+from fsdray import coroutines, decoding, failure, loop, output, promise, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
+from fsdray.loop import Job
+from fsdray.promise import Promise
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.wire import Inline, Kept, Payload
+
+T = TypeVar("T")
 
 _FOREIGN_WAIT = 60.0  # seconds of one wait for a value that another process makes
 
@@ -33,13 +39,14 @@ class Entry:
         self.session = session
         self.id = entry_id
         self.label = label
-        self.payload: Future[Payload] = Future()
+        self.payload: Promise[Payload] = Promise()
         self.view: Buffer | None = None  # the bytes, once they were fetched
         self.escaped = False
         self.gang: tuple[str, int] | None = None  # of a gang's rank: its gang and its rank
         self.start: Coroutine[Any, Any, None] | None = None  # how to get it, if nobody asked yet
         self.counts: Mapping[str, float] = {}
-        self.work: Future[None] | None = None  # of a task: what makes the value
+        self.work: Job | None = None  # of a task: what makes the value
+        self.needs: Sequence[Entry] = ()  # of a task under way: values that it was given by ref
 
     def state(self) -> str:
         if not self.payload.done():
@@ -55,6 +62,12 @@ class Entry:
                 self.session.forget(payload.key)
 
 
+class Streaming(Protocol):
+    """A call of a generator function, for what a session must know of it (`fsdray.streams`)."""
+
+    def close(self, *, is_stopped: bool) -> None: ...
+
+
 class Values:
     """Entries by ref, on one backend. `is_driver` is False inside a task."""
 
@@ -64,11 +77,15 @@ class Values:
         self.is_driver = is_driver
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(6)
-        self._underway: set[Future[None]] = set()
+        self._underway: set[Job] = set()
+        self._flushing: list[asyncio.Future[None]] = []
         self._foreign: dict[str, Entry] = {}
         # Reentrant: an entry may be collected, and forgotten, while this thread holds it.
         self._lock = threading.RLock()
         self._closed = False
+        self._waits = 0  # that are under way and gave this call's concurrency to others
+        self._given_back: AbstractContextManager[None] | None = None
+        self.streams: WeakValueDictionary[str, Streaming] = WeakValueDictionary()  # by task
 
     def put(self, value: Any) -> ObjectRef[Any]:
         """Store a value in objects and return its ref."""
@@ -90,11 +107,23 @@ class Values:
         """The values of refs, in order, up to the first failure among them, and that.
 
         It is returned, to be raised by who was asked: so its traceback shows no frames of ours.
+        An interrupt is such a failure, and stops what was waited for.
         """
-        entries = [ref._entry for ref in refs]
-        futures = [self.start(entry) for entry in entries]
-        with self._yielded(futures):
-            in_time = _all_or_one_failed(futures).wait(timeout)
+        try:
+            with self._stopped_by_interrupt(refs):
+                return self._get([ref._entry for ref in refs], timeout)
+        except KeyboardInterrupt as interrupt:
+            return [], interrupt.with_traceback(None)
+
+    def _get(
+        self, entries: Sequence[Entry], timeout: float | None
+    ) -> tuple[list[Any], BaseException | None]:
+        promises = [self.start(entry) for entry in entries]
+        pending = [promise for promise in promises if not promise.done()]
+        in_time = True
+        if pending and not any(each.done() and _is_failed(each) for each in promises):
+            with self._yielded():
+                in_time = promise.wait(pending, len(pending), timeout, _is_failed)
         there = [entry for entry in entries if entry.payload.done()]
         failed = [entry for entry in there if _is_failed(entry.payload)]
         if not in_time:
@@ -103,7 +132,8 @@ class Values:
                 f"{timeout} s"
             )
         chosen = failed or entries
-        loop.run(self._fetch(chosen))
+        self._fetch_now(chosen)
+        output.flush()  # what the tasks printed comes before what the caller says of their values
         values: list[Any] = []
         for entry in chosen:
             value, error = self._outcome(entry)
@@ -118,23 +148,20 @@ class Values:
         self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Split refs into ready and not ready, once `num_returns` are or time is up."""
-        futures = {self.start(ref._entry): ref for ref in refs}
-        pending = set(futures)
-        clock = loop.get().time
-        deadline = None if timeout is None else clock() + timeout
-        with self._yielded(list(futures)):
-            while len(refs) - len(pending) < num_returns:
-                left = None if deadline is None else max(0.0, deadline - clock())
-                done, pending = wait_futures(pending, left, FIRST_COMPLETED)
-                if not done:
-                    break
-        ready = [ref for future, ref in futures.items() if future.done()][:num_returns]
+        promises = [self.start(ref._entry) for ref in refs]
+        pending = [promise for promise in promises if not promise.done()]
+        missing = num_returns - (len(refs) - len(pending))
+        if missing > 0:
+            with self._stopped_by_interrupt(refs), self._yielded():
+                promise.wait(pending, missing, timeout)
+        there = (ref for ref, each in zip(refs, promises, strict=True) if each.done())
+        ready = list(itertools.islice(there, num_returns))
         chosen = set(ready)
         return ready, [ref for ref in refs if ref not in chosen]
 
     def when_there(self, ref: ObjectRef[Any], tell: Callable[[ObjectRef[Any]], None]) -> None:
         """Call `tell` with the ref, on any thread, once its value (or its error) is there."""
-        self.start(ref._entry).add_done_callback(lambda _: tell(ref))
+        self.start(ref._entry).when_done(lambda _: tell(ref))
 
     def completed(
         self, refs: Sequence[ObjectRef[Any]], timeout: float | None
@@ -148,7 +175,7 @@ class Values:
         for number in range(len(refs)):
             left = None if deadline is None else max(0.0, deadline - clock())
             try:
-                with self._yielded([ref._entry.payload for ref in refs]):
+                with self._stopped_by_interrupt(refs), self._yielded(there.empty()):
                     ref = there.get(timeout=left)
             except queue.Empty:
                 raise GetTimeout(
@@ -167,24 +194,66 @@ class Values:
             )
         entry.work.cancel()
 
+    def stop(self, refs: Iterable[ObjectRef[Any]]) -> int:
+        """Cancel the tasks that make these values, and those that they wait for; how many.
+
+        What this process did not start goes on, as does what is done.
+        """
+        entries = [ref._entry for ref in refs]
+        seen: set[str] = set()
+        works: set[Job] = set()
+        for entry in entries:  # it grows meanwhile
+            if entry.id not in seen and not entry.payload.done():
+                seen.add(entry.id)
+                entries += entry.needs
+                if entry.work is not None:
+                    works.add(entry.work)
+        for work in works:
+            work.cancel()
+        return len(works)
+
+    @contextmanager
+    def _stopped_by_interrupt(self, refs: Iterable[ObjectRef[Any]]) -> Iterator[None]:
+        """A Ctrl-C while these are waited for stops what makes them; the session goes on."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if count := self.stop(refs):
+                what = "the task" if count == 1 else f"{count} tasks"
+                verb = "was" if count == 1 else "were"
+                interrupt.add_note(f"{what} that this waited for {verb} cancelled")
+            raise
+
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """A future of the value itself."""
         entry = ref._entry
         result: Future[Any] = Future()
+        is_nested = decoding.is_here()
 
-        async def resolve() -> None:
-            if not result.set_running_or_notify_cancel():
-                return
-            try:
-                await asyncio.wrap_future(self.start(entry))
-                await self._fetch([entry])
-                value, failed = self._outcome(entry)
-            except BaseException as error:
-                value, failed = None, error
+        def settle(failed: BaseException | None) -> None:
+            value = None
+            if failed is None:
+                try:
+                    value, failed = self._outcome(entry)
+                except BaseException as error:
+                    # What the value's own unpickling raises is for who asked.
+                    failed = error
             if failed is None:
                 result.set_result(value)
             else:
                 result.set_exception(failed)
+
+        async def resolve() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
+            failed: BaseException | None = None
+            try:
+                await self.start(entry).there()
+                await self._fetch([entry])
+            except BaseException as error:
+                failed = error
+            work = partial(contextvars.copy_context().run, settle, failed)
+            decoding.submit(work, is_nested=is_nested)
 
         loop.submit(resolve())
         return result
@@ -215,23 +284,84 @@ class Values:
         if not self._closed:
             self.go(self.backend.objects.delete([key]))
 
+    def settle(self, entry: Entry) -> None:
+        """Wait until an entry's value, or its failure, is there."""
+        pending = self.start(entry)
+        if not pending.done():
+            with self._stopped_by_interrupt([ObjectRef(entry)]), self._yielded():
+                promise.wait([pending], 1, None)
+
+    def settling(self, entry: Entry) -> Future[None]:
+        """`settle` as a future; to cancel it is no matter for the entry."""
+        settled: Future[None] = Future()
+
+        def tell(_: Promise[Payload]) -> None:
+            if settled.set_running_or_notify_cancel():
+                settled.set_result(None)
+
+        self.start(entry).when_done(tell)
+        return self.awaited(settled)
+
+    def awaited(self, future: Future[T]) -> Future[T]:
+        """A future that the running loop will wait for: see `_yielded`."""
+        if not (self.is_driver or future.done() or coroutines.gives_back()):
+            self._begin_wait()
+            future.add_done_callback(lambda _: self._end_wait())
+        return future
+
+    @contextmanager
+    def yielded(self) -> Iterator[None]:
+        """Entered, by any number of threads, while this call only waits for other calls."""
+        self._begin_wait()
+        try:
+            yield
+        finally:
+            self._end_wait()
+
+    def is_waiting(self) -> bool:
+        """Whether something is under way that other processes do."""
+        return bool(self._underway)
+
+    def drop(self, entry: Entry) -> None:
+        """Nobody will ask for this entry any more."""
+        with self._lock:
+            start, entry.start = entry.start, None
+        if start is not None:
+            start.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
     async def flush(self) -> None:
-        """Wait until all that was submitted or published here has ended."""
+        """Wait until all that was submitted or published here has ended.
+
+        Whoever took items from a generator's call is over, so that is stopped.
+        """
+        for stream in list(self.streams.values()):
+            stream.close(is_stopped=False)
         while self._underway:
-            await asyncio.wait([asyncio.wrap_future(future) for future in list(self._underway)])
+            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushing.append(over)
+            await over
+
+    def is_flushed(self) -> bool:
+        """Whether `flush` has nothing to do."""
+        return not self._underway and not self.streams
 
     # Inside
 
     async def resolved(self, entry: Entry) -> Payload:
         """An entry's payload, once it is there; its failure where it failed."""
-        return await asyncio.wrap_future(self.start(entry))
+        return await self.start(entry).there()
 
-    def start(self, entry: Entry) -> Future[Payload]:
-        """The future of an entry's payload; what comes from elsewhere is waited for from now on."""
-        with self._lock:
-            start, entry.start = entry.start, None
-        if start is not None:
-            self.go(start)
+    def start(self, entry: Entry) -> Promise[Payload]:
+        """The promise of an entry's payload; what comes from elsewhere is waited for from now."""
+        if entry.start is not None:
+            with self._lock:
+                start, entry.start = entry.start, None
+            if start is not None:
+                self.go(start)
         return entry.payload
 
     async def _receive(self, entry: Entry) -> None:
@@ -252,17 +382,26 @@ class Values:
 
     async def _publish(self, entry: Entry) -> None:
         """Store what an escaped ref stands for, once it is there."""
-        future = self.start(entry)
-        await asyncio.wait([asyncio.wrap_future(future)])
+        await self.start(entry).settled()
         error = self._failed(entry)
         if error is not None:
             data = failure.encode(failure.capture(error, entry.label))
         else:
-            payload = future.result()
+            payload = entry.payload.result()
             if isinstance(payload, Kept):
                 return
             data = bytes(payload.data)
         await self.backend.objects.put(value_key(entry.id), data, if_absent=True)
+
+    def _fetch_now(self, entries: Sequence[Entry]) -> None:
+        """`_fetch` for plain code, which need not wait for what travelled with a reply."""
+        for entry in entries:
+            if entry.view is None and entry.payload.exception() is None:
+                payload = entry.payload.result()
+                if not isinstance(payload, Inline):
+                    loop.run(self._fetch(entries))
+                    return
+                entry.view = payload.data
 
     async def _fetch(self, entries: Sequence[Entry]) -> None:
         """Bring the bytes of finished values here."""
@@ -321,23 +460,52 @@ class Values:
                     return cause
         return error
 
-    def _yielded(self, futures: Sequence[Future[Payload]]) -> AbstractContextManager[None]:
+    def _yielded(self, waits: bool = True) -> AbstractContextManager[None]:
         """Inside a task, waiting for others gives its concurrency to them."""
-        if self.is_driver or all(future.done() for future in futures):
+        if self.is_driver or not waits:
             return nullcontext()
-        return self.backend.functions.yielded()
+        return self.yielded()
 
-    def go(self, work: Coroutine[Any, Any, None]) -> Future[None]:
-        """Start work that must be over before the session ends, or the task replies."""
-        future = loop.submit(work)
+    def _begin_wait(self) -> None:
         with self._lock:
-            self._underway.add(future)
-        future.add_done_callback(self._ended)
-        return future
+            self._waits += 1
+            if self._waits == 1:
+                self._given_back = self.backend.functions.yielded()
+                self._given_back.__enter__()
 
-    def _ended(self, future: Future[None]) -> None:
+    def _end_wait(self) -> None:
         with self._lock:
-            self._underway.discard(future)
+            self._waits -= 1
+            if self._waits == 0 and self._given_back is not None:
+                self._given_back.__exit__(None, None, None)
+                self._given_back = None
+
+    def go(
+        self,
+        work: Coroutine[Any, Any, None],
+        ended: Callable[[BaseException | None], object] | None = None,
+    ) -> Job:
+        """Start work that must be over before the session ends, or the task replies.
+
+        `ended` is told on the loop what it raised, if anything, however early it was cancelled.
+        """
+
+        def over(job: Job, error: BaseException | None) -> None:
+            if ended is not None:
+                ended(error)
+            with self._lock:
+                self._underway.discard(job)
+            if not self._underway:
+                waiting, self._flushing = self._flushing, []
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+
+        job = Job(work, over)
+        with self._lock:
+            self._underway.add(job)
+        job.start()
+        return job
 
     def keep(self, key: str, parts: Sequence[Buffer]) -> Kept:
         """Write encoded bytes to objects now: the caller may change what they came from."""
@@ -349,27 +517,9 @@ class Values:
         return f"{self._prefix}-{next(self._ids)}"
 
 
-def _is_failed(payload: Future[Payload]) -> bool:
+def _is_failed(payload: Promise[Payload]) -> bool:
     """Whether what is there is known to be a failure."""
     return payload.exception() is not None or payload.result().failed
-
-
-def _all_or_one_failed(futures: Sequence[Future[Payload]]) -> threading.Event:
-    """An event that is set when all are there, or one has failed: then waiting is over."""
-    over = threading.Event()
-    lock = threading.Lock()
-    left = len(futures)
-
-    def done(future: Future[Payload]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            if left == 0 or _is_failed(future):
-                over.set()
-
-    for future in futures:
-        future.add_done_callback(done)
-    return over
 
 
 def value_key(entry_id: str) -> str:

@@ -16,7 +16,8 @@ import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cloudpickle
@@ -290,12 +291,25 @@ class Gang:
 class Environment:
     """What a call finds around it; the calls that it makes find the same.
 
-    `modules` and `working_dir` are digests of bundles (`fsdray.modules`).
+    `modules`, `working_dir` and `packages` are digests of bundles (`fsdray.modules`).
     """
 
     modules: tuple[str, ...] = ()
     working_dir: str | None = None
     env_vars: tuple[tuple[str, str], ...] = ()
+    packages: str | None = None
+
+
+@dataclass(frozen=True)
+class Items:
+    """How a generator's call streams what it yields.
+
+    The first `skip` items were taken from an attempt before. Where `ahead` is given, at most so
+    many items wait to be taken; the function waits meanwhile.
+    """
+
+    skip: int = 0
+    ahead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -315,6 +329,14 @@ class Call:
     gang: Gang | None = None
     attempt: int = 1
     environment: Environment = Environment()
+    items: Items | None = None  # of a generator function that streams
+
+    @property
+    def label(self) -> str:
+        """What names this call in logs: its name, its rank, and as much of its id as is needed."""
+        rank = f"[{self.gang.rank}]" if self.gang is not None else ""
+        process, _, number = self.task.partition("-")
+        return f"{self.name}{rank} {process[:4]}-{number}"
 
     def whereabouts(self) -> str:
         """Which call this is, for who reads its error."""
@@ -352,22 +374,60 @@ FINGERPRINT = _fingerprint()
 
 def dump(message: Call | Reply) -> bytes:
     """A call or reply as bytes; the sender's fingerprint comes first."""
-    return FINGERPRINT + pickle.dumps(message, protocol=5)
+    if isinstance(message, Reply):
+        return FINGERPRINT + pickle.dumps(message, protocol=5)
+    head = _head(*(getattr(message, name) for name in _SAME))
+    own = pickle.dumps([getattr(message, name) for name in _OWN], protocol=5)
+    return b"".join((FINGERPRINT, _LENGTH.pack(len(head)), head, own))
 
 
-def load(data: Buffer) -> Any:
-    """The call or reply in `data`.
+def load_call(data: Buffer) -> Call:
+    """The call in `data`; raises what `load_reply` does."""
+    body = _checked(data)
+    (length,) = _LENGTH.unpack_from(body)
+    start = _LENGTH.size + length
+    same = _of_head(bytes(body[_LENGTH.size : start]))
+    return Call(**same, **dict(zip(_OWN, pickle.loads(body[start:]), strict=True)))
+
+
+def load_reply(data: Buffer) -> Reply:
+    """The reply in `data`.
 
     Raises
     ------
     EnvironmentMismatch
         where the two sides differ in Python's minor version, fsdray's version or architecture.
     """
+    reply = pickle.loads(_checked(data))
+    assert isinstance(reply, Reply)
+    return reply
+
+
+def _checked(data: Buffer) -> memoryview:
+    """What comes after the fingerprint."""
     view = memoryview(data)
-    theirs = bytes(view[:100]).partition(b"\n")[0] + b"\n"
-    if theirs != FINGERPRINT:
-        raise EnvironmentMismatch(
-            f"caller and function differ: {theirs.decode(errors='replace').strip()} there, "
-            f"{FINGERPRINT.decode().strip()} here; install the same on both sides"
-        )
-    return pickle.loads(view[len(theirs) :])
+    if view[: len(FINGERPRINT)] == FINGERPRINT:
+        return view[len(FINGERPRINT) :]
+    theirs = bytes(view[:100]).partition(b"\n")[0]
+    raise EnvironmentMismatch(
+        f"caller and function differ: {theirs.decode(errors='replace').strip()} there, "
+        f"{FINGERPRINT.decode().strip()} here; install the same on both sides"
+    )
+
+
+# A call's head is what all calls of one function with the same options share. It is pickled once
+# and unpickled once a worker.
+
+_SAME = ("name", "function", "unpack", "memory", "timeout", "settings", "environment")
+_OWN = tuple(field.name for field in fields(Call) if field.name not in _SAME)
+
+
+@lru_cache(maxsize=64)
+def _head(*same: Any) -> bytes:
+    return pickle.dumps(dict(zip(_SAME, same, strict=True)), protocol=5)
+
+
+@lru_cache(maxsize=64)
+def _of_head(head: bytes) -> dict[str, Any]:
+    same: dict[str, Any] = pickle.loads(head)
+    return same

@@ -18,12 +18,14 @@ from typing import Any
 from fsdray import (
     collective,
     context,
+    coroutines,
     environment,
     failure,
     gang,
     loop,
     modules,
     session,
+    streams,
     values,
     wire,
 )
@@ -52,8 +54,7 @@ def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> 
     meter = Meter()
     set_outermost(meter)
     try:
-        call = wire.load(payload)
-        assert isinstance(call, Call)
+        call = wire.load_call(payload)
     except FsdrayError as error:
         refused = failure.encode(failure.capture(error, "a call"))
         once.respond(wire.dump(Reply({0: RankReply((Inline(refused, failed=True),))})), False)
@@ -108,7 +109,10 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         with around:
             function = _function(here, call)
             args, kwargs = _arguments(here, call)
-            value = function(*args, **kwargs)
+            value = coroutines.finished(here, function(*args, **kwargs))
+            if call.items is not None:
+                streams.produce(here, call, value)
+                value = None
             results = _values(call, value, len(returns))
             payloads = [
                 _send(here, call, key, wire.encode(each))
@@ -128,7 +132,8 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             dataclasses.replace(_send(here, call, key, [encoded]), failed=True) for key in returns
         ]
     finally:
-        loop.run(here.flush())
+        if not here.is_flushed():
+            loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 

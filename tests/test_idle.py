@@ -35,6 +35,12 @@ def wait_for(key: str) -> None:
     fsd.loop.run(fsd.session.current().backend.objects.get(key, wait=60))
 
 
+@fsd.remote
+def wait_and_yield(key: str) -> Any:
+    fsd.loop.run(fsd.session.current().backend.objects.get(key, wait=60))
+    yield 1
+
+
 @fsd.remote(world_size=6)
 def wait_for_a_slow_rank(key: str) -> int:
     comm = fsd.collective.world()
@@ -68,6 +74,16 @@ def test_an_idle_session_uses_no_cpu() -> None:
 def test_a_driver_that_waits_in_get_uses_no_cpu() -> None:
     ref = wait_for.remote("never")
     assert use_while(ref) < MOST
+
+
+def test_a_driver_that_waits_for_the_next_item_of_a_generator_uses_no_cpu() -> None:
+    generator = wait_and_yield.remote("never")
+    with pytest.raises(GetTimeout):
+        fsd.get(generator.completed(), timeout=1)
+    pids = processes() | {os.getpid()}
+    before = cpu_seconds(pids)
+    assert fsd.wait([generator], timeout=SECONDS) == ([], [generator])
+    assert (cpu_seconds(pids) - before) / SECONDS < MOST
 
 
 @pytest.mark.parametrize("channel", ["queue", "object"])

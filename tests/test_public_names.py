@@ -14,6 +14,7 @@ from fsdray import collective, errors, testing
 NAMES = [
     "Executor",
     "ObjectRef",
+    "ObjectRefGenerator",
     "RemoteFunction",
     "__version__",
     "as_completed",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -233,11 +235,25 @@ def reply() -> wire.Reply:
     return wire.Reply({0: own, 3: wire.RankReply(())}, ((1, 2), b"failure"))
 
 
-@pytest.mark.parametrize("message", [call(), reply()], ids=["call", "reply"])
-def test_a_message_comes_out_as_it_went_in(message: wire.Call | wire.Reply) -> None:
+@pytest.mark.parametrize(
+    ("message", "load"),
+    [(call(), wire.load_call), (reply(), wire.load_reply)],
+    ids=["call", "reply"],
+)
+def test_a_message_comes_out_as_it_went_in(
+    message: wire.Call | wire.Reply, load: Callable[[Any], Any]
+) -> None:
     data = wire.dump(message)
-    assert wire.load(data) == message
-    assert wire.load(memoryview(bytearray(data))) == message
+    assert load(data) == message
+    assert load(memoryview(bytearray(data))) == message
+
+
+def test_calls_of_one_function_differ_in_what_is_their_own() -> None:
+    first = call()
+    changes = {"task": "u", "attempt": 2, "timeout": 9.0, "function": wire.Inline(b"another")}
+    for name, value in changes.items():
+        other = dataclasses.replace(first, **{name: value})  # type: ignore[arg-type]
+        assert wire.load_call(wire.dump(other)) == other != wire.load_call(wire.dump(first))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +267,7 @@ def test_a_message_comes_out_as_it_went_in(message: wire.Call | wire.Reply) -> N
 def test_a_message_from_another_environment_says_both_sides(theirs: str) -> None:
     body = wire.dump(call())[len(wire.FINGERPRINT) :]
     with pytest.raises(EnvironmentMismatch) as caught:
-        wire.load(theirs.encode() + b"\n" + body)
+        wire.load_call(theirs.encode() + b"\n" + body)
     assert theirs in str(caught.value)
     assert wire.FINGERPRINT.decode().strip() in str(caught.value)
     assert "install the same on both sides" in str(caught.value)
@@ -259,8 +275,9 @@ def test_a_message_from_another_environment_says_both_sides(theirs: str) -> None
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"\xff" * 200, pickle.dumps("something else")])
 def test_bytes_that_are_no_message_are_refused_and_never_unpickled(data: bytes) -> None:
-    with pytest.raises(EnvironmentMismatch):
-        wire.load(data)
+    for load in (wire.load_call, wire.load_reply):
+        with pytest.raises(EnvironmentMismatch):
+            load(data)
 
 
 def test_the_fingerprint_names_fsdray_python_and_the_architecture() -> None:

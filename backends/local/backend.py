@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.backends.local.forking import Template, Worker
-from fsdray.backends.local.functions import LocalFunctions, Outcome, Pool
+from fsdray.backends.local.functions import LocalFunctions
 from fsdray.backends.local.link import Handler
 from fsdray.backends.local.messages import Inboxes, LocalMessages
 from fsdray.backends.local.objects import Files, LocalObjects, Watchers
+from fsdray.backends.local.pool import Outcome, Pool
 from fsdray.services import Count, FunctionLimits, MessageLimits, ObjectLimits
 from fsdray.settings import Settings
 
@@ -41,15 +43,16 @@ class _DriverBackend(LocalBackend):
         messages: LocalMessages,
         objects: LocalObjects,
         template: Template,
-        directory: SessionDirectory,
+        directories: Sequence[SessionDirectory],
     ) -> None:
         super().__init__(functions, messages, objects)
         self._template = template
-        self._directory = directory
+        self._directories = directories
 
     async def close(self) -> None:
         await self._template.close()
-        self._directory.close()
+        for directory in self._directories:
+            directory.close()
 
 
 async def connect(
@@ -68,12 +71,14 @@ async def connect(
     message_limits, object_limits : by default those of SNS, SQS and S3.
     """
     directory = SessionDirectory(settings.directory)
+    for_modules = directory if directory.runs_code else SessionDirectory(tempfile.gettempdir())
     function_limits = FunctionLimits(concurrency=settings.concurrency)
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
     inboxes = Inboxes(message_limits)
     config = {
         "directory": str(directory.path),
+        "modules": str(for_modules.path),
         "functions": dataclasses.asdict(function_limits),
         "messages": dataclasses.asdict(message_limits),
         "objects": dataclasses.asdict(object_limits),
@@ -81,7 +86,6 @@ async def connect(
     template = Template(
         config,
         lambda worker: _handlers(worker, pool, inboxes, watchers),
-        lambda worker: pool.gone(worker),
         settings.log_to_caller,
     )
     pool = Pool(template, function_limits)
@@ -91,7 +95,7 @@ async def connect(
         LocalMessages(inboxes, count, message_limits),
         LocalObjects(files, watchers, count, object_limits),
         template,
-        directory,
+        list(dict.fromkeys((directory, for_modules))),
     )
 
 
@@ -127,8 +131,8 @@ def _handlers(
         worker.admitted -= count
         await pool.dismiss(count)
 
-    async def waiting(is_waiting: bool) -> None:
-        pool.waiting(worker, is_waiting)
+    async def waiting(number: int, is_waiting: bool) -> None:
+        pool.waiting(worker, number, is_waiting)
 
     async def prepare(names: Sequence[str]) -> None:
         pool.prepare(names)

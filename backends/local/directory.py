@@ -50,6 +50,11 @@ class SessionDirectory:
         except OSError as error:
             raise ServiceError(f"cannot make a session directory in {parent}: {error}") from error
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether native modules can be loaded from it: Docker's shared memory forbids it."""
+        return not os.statvfs(self.path).f_flag & os.ST_NOEXEC
+
     def close(self) -> None:
         """Remove the directory and all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The driver's view of its processes: the template it forks from, and each worker.
 
-Sockets, pids, logs and exit codes are here; which call runs where is in `functions`.
+Sockets, pids and exit codes are here; which call runs where is in `functions`, what it prints in
+`logs`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import fsdray
 from fsdray.backends.local.link import Handler, Link
+from fsdray.backends.local.logs import Log
+from fsdray.backends.local.pipeline import Calls
 from fsdray.backends.local.template import CONTROL_BYTES
 from fsdray.errors import PlatformError, ServiceError
 
-LOG_LINES = 20  # what an error carries of a function's last output
+if TYPE_CHECKING:
+    from fsdray.backends.local.pool import LocalCall
+
 _PATIENCE = 5.0  # seconds that the template is given to end
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -34,17 +40,33 @@ _ONE_THREAD = {
 }
 
 
-class Worker:
-    """One worker process; `link` runs calls in it."""
+class Scheduler(Protocol):
+    """What is told of a worker's doings."""
 
-    def __init__(self, log: socket.socket, print_line: Callable[[str], None]) -> None:
+    def replied(
+        self, worker: Worker, number: int, reply: bytes, seconds: float, is_spent: bool
+    ) -> None: ...
+    def drained(self) -> None: ...
+    def lost(self, worker: Worker) -> None: ...
+    def gone(self, worker: Worker) -> None: ...
+
+
+class Worker:
+    """One worker process; `pipeline` brings calls to it, `link` is for all else."""
+
+    def __init__(self, log: socket.socket, log_to_caller: bool) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.link: Link | None = None
+        self.pipeline: Calls | None = None
+        self.calls: deque[LocalCall] = deque()  # the first runs
+        self.is_recalled = False  # whether it was asked to give back what it has not begun
+        self.alarm: asyncio.TimerHandle | None = None
         self.started: asyncio.Future[None] = loop.create_future()
         # None where nobody can tell how it ended: its template had died before.
         self.ended: asyncio.Future[int | None] = loop.create_future()
         # Of the call that it runs:
+        self.number = 0
         self.label = ""
         self.memory = 0
         self.is_waiting = False
@@ -52,21 +74,16 @@ class Worker:
         self.killed: PlatformError | None = None  # what its caller will be told
         self._is_killed = False
         self._statm: int | None = None
-        self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        self._partial = b""
-        self._log = log
-        self._print_line = print_line
-        log.setblocking(False)
-        loop.add_reader(log.fileno(), self.drain_log)
+        self._log = Log(log, log_to_caller, self._writer)
 
     @property
     def is_dead(self) -> bool:
         return self._is_killed or self.link is None or self.link.is_lost or self.ended.done()
 
-    def start(self, label: str, memory: int) -> None:
+    def start(self, number: int, label: str, memory: int) -> None:
         """A new call: `label` names it in the log, `memory` is its limit in bytes."""
-        self.label, self.memory, self.is_waiting, self.killed = label, memory, False, None
-        self._lines.clear()
+        self.number, self.label, self.memory, self.killed = number, label, memory, None
+        self._log.begin(number)
 
     def kill(self, why: PlatformError | None) -> None:
         """End the process; `why` is what its caller will be told."""
@@ -88,47 +105,22 @@ class Worker:
         return (int(resident) - int(shared)) * _PAGE
 
     def last_lines(self) -> list[str]:
-        return list(self._lines)
+        return self._log.last_lines()
 
     def drain_log(self) -> None:
-        """Read all that the process has written to stdout and stderr so far."""
-        while self._log.fileno() >= 0:
-            try:
-                data = self._log.recv(64 * 1024)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                self.close_log()
-                return
-            *lines, self._partial = (self._partial + data).split(b"\n")
-            for line in lines:
-                self._line(line)
+        """Read all that the call has written to stdout and stderr."""
+        self._log.drain()
 
     def close_log(self) -> None:
         if self._statm is not None:
             os.close(self._statm)
             self._statm = None
-        if self._log.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(self._log.fileno())
-            self._read_rest()
-            self._log.close()
-        if self._partial:
-            partial, self._partial = self._partial, b""
-            self._line(partial)
+        self._log.close()
 
-    def _read_rest(self) -> None:
-        with suppress(BlockingIOError, ConnectionResetError):
-            while data := self._log.recv(64 * 1024):
-                *lines, self._partial = (self._partial + data).split(b"\n")
-                for line in lines:
-                    self._line(line)
-
-    def _line(self, line: bytes) -> None:
-        text = line.decode(errors="replace")
-        self._lines.append(text)
-        self._print_line(f"({self.label or 'worker'} pid={self.pid}) {text}")
+    def _writer(self, number: int) -> str:
+        """Who writes, for its reader: the call of that number, or else the one that runs."""
+        named = (call.label for call in self.calls if call.number == number)
+        return f"{next(named, self.label) or 'worker'}, pid {self.pid}"
 
 
 class Template:
@@ -137,7 +129,7 @@ class Template:
     Parameters
     ----------
     config : what `process` needs to know; ``config["directory"]`` is the session's directory.
-    handlers : makes what a new worker's link serves. gone : told of each worker that is lost.
+    handlers : makes what a new worker's link serves.
     log_to_caller : whether what workers write appears on the driver's stderr.
     """
 
@@ -145,13 +137,11 @@ class Template:
         self,
         config: Mapping[str, Any],
         handlers: Callable[[Worker], Mapping[str, Handler]],
-        gone: Callable[[Worker], None],
         log_to_caller: bool,
     ) -> None:
         self._config = json.dumps(config)
         self._handlers = handlers
-        self._gone = gone
-        self._print_line = _print_line if log_to_caller else lambda _: None
+        self._log_to_caller = log_to_caller
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
         self._orphans: set[Worker] = set()  # workers of a template that died
@@ -195,29 +185,35 @@ class Template:
         if new and self._control is not None:
             self._send({"prepare": new})
 
-    async def fork(self) -> Worker:
+    async def fork(self, scheduler: Scheduler) -> Worker:
         """A new worker process, ready for a call."""
         if self._is_closed:
             raise ServiceError("this session was shut down")
         if self._control is None:
             self.start()
+        calls, their_calls = socket.socketpair()
         link, their_link = socket.socketpair()
         log, their_log = socket.socketpair()
         number = next(self._numbers)
-        worker = Worker(log, self._print_line)
+        worker = Worker(log, self._log_to_caller)
         self._workers[number] = worker
-        self._send({"worker": number}, [their_link, their_log])
+        self._send({"worker": number}, [their_calls, their_link, their_log])
         try:
+            worker.pipeline = await Calls.over(
+                calls,
+                worker.drain_log,
+                partial(scheduler.replied, worker),
+                scheduler.drained,
+                partial(scheduler.lost, worker),
+            )
             worker.link = await Link.over(
-                link, self._handlers(worker), lambda: self._link_lost(worker)
+                link, self._handlers(worker), lambda: self._link_lost(worker, scheduler)
             )
             await asyncio.shield(worker.started)
         except BaseException:
-            # Nobody will use it: without its link it ends by itself, or never begins.
-            if worker.link is not None:
-                worker.link.close()
-            else:
-                link.close()
+            # Nobody will use it: without its sockets it ends by itself, or never begins.
+            for end, sock in ((worker.pipeline, calls), (worker.link, link)):
+                (end or sock).close()
             raise
         return worker
 
@@ -317,12 +313,13 @@ class Template:
                 self._orphans.add(worker)
             if self._is_closed:
                 worker.close_log()
+                self._end_unknown(worker)
         self._workers.clear()
         if self._is_closed:
             self._gone_for_good.set_result(None)
 
-    def _link_lost(self, worker: Worker) -> None:
-        self._gone(worker)
+    def _link_lost(self, worker: Worker, scheduler: Scheduler) -> None:
+        scheduler.gone(worker)
         if worker in self._orphans:
             self._orphans.discard(worker)
             self._end_unknown(worker)
@@ -332,7 +329,3 @@ class Template:
     def _end_unknown(self, worker: Worker) -> None:
         if not worker.ended.done():
             worker.ended.set_result(None)
-
-
-def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -52,7 +52,7 @@ def serve(control_fd: int, config: str) -> None:
                 wake_read.recv(4096)
                 _reap(workers, control)
             if control in ready:
-                message, fds, _, _ = socket.recv_fds(control, CONTROL_BYTES, 2)
+                message, fds, _, _ = socket.recv_fds(control, CONTROL_BYTES, 3)
                 if not message:
                     break
                 request: dict[str, Any] = json.loads(message)
@@ -67,7 +67,9 @@ def serve(control_fd: int, config: str) -> None:
     while workers:
         pid, _ = os.wait()
         workers.discard(pid)
-    shutil.rmtree(json.loads(config)["directory"], ignore_errors=True)
+    told = json.loads(config)
+    for directory in {told["directory"], told["modules"]}:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _prepare(names: list[str]) -> None:
@@ -104,7 +106,7 @@ def _become_worker(fds: list[int], config: str, inherited: tuple[socket.socket, 
             sock.close()
         from fsdray.backends.local import process
 
-        process.main(socket.socket(fileno=fds[0]), fds[1], config)
+        process.main(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), fds[2], config)
         status = 0
     except SystemExit as stop:
         if stop.code is not None and not isinstance(stop.code, int):

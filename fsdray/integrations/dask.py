@@ -63,8 +63,13 @@ def get(
         ) from error
     wanted = set(flatten([keys]))  # type: ignore[no-untyped-call]  # Dask has few types
     values = _submit(dsk, wanted, memory, timeout)
-    refs = [key for key, value in values.items() if isinstance(value, ObjectRef)]
-    values.update(zip(refs, api.get([values[key] for key in refs]), strict=True))
+    refs = {key: value for key, value in values.items() if isinstance(value, ObjectRef)}
+    try:
+        values.update(zip(refs, api.get(list(refs.values())), strict=True))
+    except BaseException:
+        # What the others were for is not wanted any more: nor is what they wait for.
+        session.current().stop(refs.values())
+        raise
     return nested_get(keys, values)  # type: ignore[no-untyped-call]
 
 

@@ -64,7 +64,7 @@ def _pickled(function: Callable[..., Any]) -> bytes:
 
 def decode_reply(reply: Buffer) -> Any:
     """The value in a reply to `encode_call`; what the function raised is raised here."""
-    [payload] = wire.load(reply).ranks[0].values
+    [payload] = wire.load_reply(reply).ranks[0].values
     assert isinstance(payload, wire.Inline), "the reply was large and went to objects"
     value = wire.decode(payload.data)
     if isinstance(value, failure.Failure):

@@ -232,7 +232,7 @@ def test_an_initializer_of_a_script_sets_globals_for_all_of_its_functions(tmp_pa
     )
     assert done.stdout == "[10, 11, 12] [0, 10, 20] 17\n"
     pids = [line.partition(")")[0] for line in done.stderr.splitlines()]
-    assert len(pids) == len({pid.partition("pid=")[2] for pid in pids}), "once in each process"
+    assert len(pids) == len({pid.partition("pid ")[2] for pid in pids}), "once in each process"
 
 
 def test_an_initializer_that_raises_fails_the_items() -> None:

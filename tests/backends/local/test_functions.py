@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from fsdray import loop, session
+from fsdray import loop, output, session
 from fsdray.backends.local.backend import LocalBackend
 from fsdray.costs.meter import Meter
 from fsdray.errors import FunctionCrashed, FunctionTimeout, OutOfMemory, SettingsError
@@ -286,9 +286,10 @@ def test_what_a_call_prints_appears_at_the_driver_with_its_name(
 ) -> None:
     with connected(log_to_caller=True) as backend:
         loop.run(call_function(backend.functions, speak))
+        output.flush()
     out, err = capsys.readouterr()
     assert out == "", "the driver's stdout is the user's own"
-    said = [line.partition(") ")[2] for line in err.splitlines() if line.startswith("(speak pid=")]
+    said = [line.partition(") ")[2] for line in err.splitlines() if line.startswith("(speak, pid ")]
     assert said == ["to stdout", "to stderr", "without an end"]
 
 
