@@ -8,6 +8,7 @@ were set, and sets of futures iterate alike in every process.
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import itertools
 import math
@@ -32,6 +33,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     poll, after which there is another poll), and *endless* if it is set to infinity. Once
     `on_stall` is set, the loop calls it where only such timers are left; it must make something
     ready, or the loop raises `Stalled`. Without it, idle timers are like all others.
+
+    What is left to threads is called on the loop; `takes` says what time that is to take.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._live = 0  # timers that are set, and neither idle nor endless nor cancelled
         self._cancelled = 0  # timers that are still in the heap
         self.on_stall: Callable[[], None] | None = None
+        self.takes: Callable[[Callable[..., Any], tuple[Any, ...]], float] | None = None
         self.set_task_factory(_task)
 
     def time(self) -> float:
@@ -75,15 +79,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return _Future(next(self._order), self)
 
-    def run_in_executor(  # type: ignore[override]  # it is done when it returns
+    def run_in_executor(  # type: ignore[override]  # no other thread: the future is our own
         self, executor: Any, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        """Call `func` here and now: what code computes takes no virtual time."""
+        """Call `func` here and now; its value is there when the time that it `takes` is over."""
         future = self.create_future()
         try:
-            future.set_result(func(*args))
+            value = func(*args)
         except Exception as error:  # the executor's contract: what it raises is the future's
             future.set_exception(error)
+            return future
+        seconds = 0.0 if self.takes is None else self.takes(*_called(func, args))
+        if seconds > 0:
+            self.call_later(seconds, _settle, future, value)
+        else:
+            future.set_result(value)
         return future
 
     def call_soon_threadsafe(
@@ -148,6 +158,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle._scheduled = False  # type: ignore[attr-defined]
             self._live -= not isinstance(handle, _Idle)
             self._ready.append(handle)
+
+
+def _called(func: Any, args: tuple[Any, ...]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The function and arguments that somebody gave to `asyncio.to_thread`, or to an executor."""
+    if isinstance(func, functools.partial) and isinstance(
+        getattr(func.func, "__self__", None), Context
+    ):
+        return func.args[0], func.args[1:]
+    return func, args
+
+
+def _settle(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 class _Idle(asyncio.TimerHandle):

@@ -116,8 +116,8 @@ def simulate(
     world_size : how many ranks; thousands are fine.
     channel : ``"queue"`` or ``"object"``.
     seed : of the network and the faults.
-    compute : seconds that ``comm.compute(function, *args)`` is to take, and a reduction with
-        it; None: no time at all. What it calls is called in any case.
+    compute : seconds that ``comm.compute(function, *args)`` is to take, as reductions use it too,
+        or anything that is left to `asyncio.to_thread`; None: no time. It is called in any case.
     deadline : seconds after which every wait ends with `CollectiveTimeout`. By default none does:
         a wait that nothing can end is a `Deadlock`.
     memory : MB of each rank. Where given, the receipt has the invocations and GB-seconds too.
@@ -207,7 +207,7 @@ class _Run:
         self.world = world
         self.size = size
         self.deadline = deadline
-        self.model = model
+        self._model = model
         self._inboxes = Inboxes(world, message_limits)
         self._store = Store()
         self._limits = message_limits, object_limits
@@ -241,6 +241,7 @@ class _Run:
         self._running = len(self.ranks)
         world.on_death = self._died
         world.loop.on_stall = self._stalled
+        world.loop.takes = self._takes
         for each in self.ranks.values():
             each.start(program, args)
         for death in world.faults.deaths:
@@ -284,6 +285,13 @@ class _Run:
                 raise error
         for error in self.errors.values():
             raise error
+
+    def _takes(self, function: Callable[..., Any], args: tuple[Any, ...]) -> float:
+        rank = _here.get()
+        if self._model is None or rank is None:
+            return 0.0
+        seconds = self._model(function, args)
+        return rank.slowed(seconds) if seconds > 0 else 0.0
 
     def _died(self, number: int) -> None:
         rank = self.ranks[number]
@@ -346,8 +354,7 @@ class _Rank:
             mailbox,
         )
         ends = run.world.now + run.deadline
-        self.communicator = _Communicator(number, run.size, self.channel, mailbox, ends)
-        self.communicator.simulated = self
+        self.communicator = AsyncCommunicator(number, run.size, self.channel, mailbox, ends)
         self.is_over = False
         self.returned = 0.0
         self.ended = 0.0
@@ -363,15 +370,12 @@ class _Rank:
 
     async def compute(self, seconds: float) -> None:
         """Let time pass."""
-        self._world.record(self.number, "compute", seconds=seconds * self._node.slow)
-        await self._world.until(self._world.now + seconds * self._node.slow)
+        await self._world.until(self._world.now + self.slowed(seconds))
 
-    async def run(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-        """Call a function, and let the time pass that the model says it takes."""
-        value = function(*args)
-        if self._run.model is not None:
-            await self.compute(self._run.model(function, args))
-        return value
+    def slowed(self, seconds: float) -> float:
+        """What so many seconds of computing take here."""
+        self._world.record(self.number, "compute", seconds=seconds * self._node.slow)
+        return seconds * self._node.slow
 
     async def _live(self, program: Program[Any], args: Sequence[Any]) -> None:
         _here.set(self)
@@ -402,15 +406,6 @@ class _Rank:
         run = self._run
         announcing = channels.announce(self._services, run.meeting, self.number, run.size, why)
         return asyncio.create_task(announcing)
-
-
-class _Communicator(AsyncCommunicator):
-    """The communicator, whose computing is modelled."""
-
-    simulated: _Rank
-
-    async def compute(self, function: Callable[..., T], *args: Any) -> T:
-        return await self.simulated.run(function, args)
 
 
 _here: ContextVar[_Rank | None] = ContextVar("fsdray_simulated_rank", default=None)
