@@ -221,7 +221,7 @@ class _Run:
         self._running = 0
         self._is_broken = False
         self._stalled_at: float | None = None
-        self._telling: list[asyncio.Task[None]] = []
+        self._telling: list[asyncio.Task[Any]] = []
 
     def services(self, rank: int) -> Backend:
         """What a rank, or the caller, reaches; channels need no functions."""
@@ -255,7 +255,7 @@ class _Run:
         if self._telling:
             await asyncio.wait(self._telling)
         self.left = self._inboxes.left()
-        written = [key for each in self.ranks.values() for key in each.channel.written]
+        written = [key for each in self.ranks.values() for key in each.written]
         await channels.clear(self.services(CALLER), self.meeting, written, self._is_broken)
         self.left |= dict.fromkeys(self._store.keys(), 1)
 
@@ -346,18 +346,17 @@ class _Rank:
         self.breaker = gang.Breaker(self._announce)
         mailbox = Mailbox(run.meeting.epoch, number, self.breaker.heard)
         self.breaker.listen(lambda e: mailbox.fail(lambda: RankFailed(e.ranks, e.cause)))
-        self.channel = channels.open_channel(
-            self._services,
-            run.meeting,
-            number,
-            run.size,
-            mailbox,
-        )
+        self.channel = channels.open_channel(self._services, run.meeting, number, run.size, mailbox)
         ends = run.world.now + run.deadline
         self.communicator = AsyncCommunicator(number, run.size, self.channel, mailbox, ends)
         self.is_over = False
         self.returned = 0.0
         self.ended = 0.0
+
+    @property
+    def written(self) -> list[str]:
+        """Objects that must be removed in the end."""
+        return [*self.channel.written, *self.breaker.written]
 
     def start(self, program: Program[Any], args: Sequence[Any]) -> None:
         """Begin to run the program."""
@@ -402,7 +401,7 @@ class _Rank:
         self.ended = self._world.now
         self._run.ended()
 
-    def _announce(self, why: bytes) -> asyncio.Task[None]:
+    def _announce(self, why: bytes) -> asyncio.Task[list[str]]:
         run = self._run
         announcing = channels.announce(self._services, run.meeting, self.number, run.size, why)
         return asyncio.create_task(announcing)

@@ -274,7 +274,9 @@ def test_an_exception_of_a_rank_is_raised_and_ends_the_waits_of_others(channel: 
 
     with pytest.raises(KeyError, match="mine"):
         simulate(program, 4, channel=channel)
-    errors = simulate(program, 4, channel=channel, raises=False).errors
+    simulation = simulate(program, 4, channel=channel, raises=False)
+    assert not any("/" in name for name in simulation.left)  # objects
+    errors = simulation.errors
     assert [type(errors[rank]) for rank in range(4)] == [
         RankFailed,
         RankFailed,
