@@ -7,6 +7,7 @@ here through `fsdray.testing.simulate`; plain code cannot, since its own time is
 
 from fsdray.backends.simulated.clock import VirtualLoop
 from fsdray.backends.simulated.faults import Death, Faults
+from fsdray.backends.simulated.functions import Environments, SimulatedFunctions
 from fsdray.backends.simulated.messages import Inboxes, SimulatedMessages
 from fsdray.backends.simulated.network import EXPRESS, Latency, Network
 from fsdray.backends.simulated.objects import SimulatedObjects, Store
@@ -16,11 +17,13 @@ from fsdray.backends.simulated.world import Node, World
 __all__ = [
     "EXPRESS",
     "Death",
+    "Environments",
     "Faults",
     "Inboxes",
     "Latency",
     "Network",
     "Node",
+    "SimulatedFunctions",
     "SimulatedMessages",
     "SimulatedObjects",
     "Store",

@@ -66,6 +66,8 @@ class Network:
     put, get : S3 Standard, 1 KB: measured (FMI's and Skyrise's raw data).
     list, delete : median FACTS' assumption for LIST, p99 in the proportion of a put.
     invoke : a warm synchronous call, one way: FACTS' assumption.
+    cold : what a call of a new environment takes more: measured for a zip package, without the
+        imports (FMI); p99 assumed in the proportion of a put.
     notice : from the death of a function to the end of its caller's wait; assumed as `invoke`.
     bandwidth : bytes a second of a worker each way, between these two: measured (FMI, Skyrise).
     connections : requests that a worker has under way at a time; assumed.
@@ -82,6 +84,7 @@ class Network:
     list: Latency = Latency(0.040, 0.122)
     delete: Latency = Latency(0.040, 0.122)
     invoke: Latency = Latency(0.015, 0.046)
+    cold: Latency = Latency(0.085, 0.259)
     notice: Latency = Latency(0.015, 0.046)
     bandwidth: tuple[float, float] = (71e6, 83e6)
     connections: int = 64

@@ -20,6 +20,7 @@ from fsdray.backends.simulated import (
     Faults,
     Inboxes,
     Network,
+    SimulatedFunctions,
     SimulatedMessages,
     SimulatedObjects,
     Store,
@@ -35,10 +36,20 @@ from fsdray.collective.mailbox import Mailbox
 from fsdray.costs.meter import Meter
 from fsdray.costs.prices import Prices, load_prices
 from fsdray.costs.receipt import Receipt
-from fsdray.errors import CollectiveError, FsdrayError, FunctionCrashed, RankFailed, SettingsError
-from fsdray.services import Backend, MessageLimits, ObjectLimits
-from fsdray.settings import check_channel
+from fsdray.errors import (
+    CollectiveError,
+    FsdrayError,
+    FunctionCrashed,
+    PlatformError,
+    RankFailed,
+    ServiceError,
+    SettingsError,
+    Throttled,
+)
+from fsdray.services import Backend, FunctionLimits, MessageLimits, ObjectLimits
+from fsdray.settings import Settings, check_channel
 from fsdray.testing.inprocess import GANG
+from fsdray.testing.launch import Launch, Outcome
 
 T = TypeVar("T")
 
@@ -96,6 +107,7 @@ def simulate(
     faults: Faults = Faults(),
     compute: ComputeModel | None = None,
     deadline: float = math.inf,
+    branching: int | None = None,
     memory: int | None = None,
     prices: Prices | str | Path | None = None,
     message_limits: MessageLimits = MessageLimits(),
@@ -120,6 +132,9 @@ def simulate(
         or anything that is left to `asyncio.to_thread`; None: no time. It is called in any case.
     deadline : seconds after which every wait ends with `CollectiveTimeout`. By default none does:
         a wait that nothing can end is a `Deadlock`.
+    branching : functions that the caller, and each rank, starts itself. Where given, the gang is
+        launched and supervised as a real one is, from cold functions that have `deadline` seconds
+        (at most 900); otherwise all ranks start at 0.0.
     memory : MB of each rank. Where given, the receipt has the invocations and GB-seconds too.
     prices : a price table, or the path of one; by default the packaged one.
     trace : whether to keep the events: about a quarter of a kilobyte each.
@@ -138,6 +153,8 @@ def simulate(
     if world_size < 1:
         raise SettingsError(f"world_size={world_size}: a gang has at least one rank")
     _check_no_loop()
+    if branching is not None and branching < 1:
+        raise SettingsError(f"branching={branching}: a rank that starts others starts at least 1")
     table = prices if isinstance(prices, Prices) else load_prices(prices)
     meter = Meter()
     events = Trace()
@@ -147,14 +164,17 @@ def simulate(
             meter.add, seed=seed, network=network, faults=faults, trace=events if trace else None
         )
         run = _Run(world, channel, world_size, deadline, message_limits, object_limits, compute)
-        await run.whole(program, args)
+        if branching is None:
+            await run.at_once(program, args)
+        else:
+            await run.as_tree(program, args, branching, memory or Settings().memory)
         return run
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         run = runner.run(whole())
     if raises:
         run.raise_first()
-    if memory is not None:
+    if memory is not None and branching is None:
         meter.add("invoke", len(run.ranks))
         for rank in run.ranks.values():
             meter.add("gb_seconds", memory / 1024 * math.ceil(rank.ended * 1000) / 1000)
@@ -189,6 +209,7 @@ class _Services:
 
     messages: SimulatedMessages
     objects: SimulatedObjects
+    functions: SimulatedFunctions | None
 
 
 class _Run:
@@ -213,7 +234,7 @@ class _Run:
         self._limits = message_limits, object_limits
         names = self._inboxes.lease(size) if channel == "queue" else []
         self.meeting = Rendezvous(GANG, channel, tuple(names))
-        self.ranks: dict[int, _Rank] = {}
+        self.ranks: dict[int, Worker] = {}
         self.values: dict[int, Any] = {}
         self.errors: dict[int, BaseException] = {}
         self.left: dict[str, int] = {}
@@ -222,42 +243,72 @@ class _Run:
         self._is_broken = False
         self._stalled_at: float | None = None
         self._telling: list[asyncio.Task[Any]] = []
+        self._launch: Launch | None = None
+        world.loop.takes = self._takes
 
     def services(self, rank: int) -> Backend:
-        """What a rank, or the caller, reaches; channels need no functions."""
+        """What a rank, or the caller, reaches; only who starts others needs functions."""
         node, (messages, objects) = self.world.node(rank), self._limits
+        functions = None
+        if self._launch is not None:
+            functions = SimulatedFunctions(self.world, node, self._launch.environments)
         reached = _Services(
             SimulatedMessages(self.world, node, self._inboxes, messages),
             SimulatedObjects(self.world, node, self._store, objects),
+            functions,
         )
         return cast(Backend, reached)
 
-    async def whole(self, program: Program[Any], args: Sequence[Any]) -> None:
-        """Run all ranks and clean up behind them."""
+    async def at_once(self, program: Program[Any], args: Sequence[Any]) -> None:
+        """Run all ranks from 0.0 on and clean up behind them."""
         world = self.world
-        for rank in range(self.size):
-            if rank not in world.faults.absent:
-                self.ranks[rank] = _Rank(self, rank)
-        self._running = len(self.ranks)
+        ranks = [_Rank(self, n) for n in range(self.size) if n not in world.faults.absent]
+        self.ranks.update((rank.number, rank) for rank in ranks)
+        self._running = len(ranks)
         world.on_death = self._died
         world.loop.on_stall = self._stalled
-        world.loop.takes = self._takes
-        for each in self.ranks.values():
-            each.start(program, args)
-        for death in world.faults.deaths:
-            if death.at < math.inf and death.rank in self.ranks:
-                world.loop.call_at(death.at, world.kill, world.node(death.rank))
-        if self.ranks:
+        for rank in ranks:
+            rank.start(program, args)
+        self._schedule_deaths()
+        if ranks:
             await self._over
         world.loop.on_stall = None
-        for each in self.ranks.values():
-            each.task.cancel()
+        for rank in ranks:
+            rank.task.cancel()
         if self._telling:
             await asyncio.wait(self._telling)
-        self.left = self._inboxes.left()
-        written = [key for each in self.ranks.values() for key in each.written]
-        await channels.clear(self.services(CALLER), self.meeting, written, self._is_broken)
-        self.left |= dict.fromkeys(self._store.keys(), 1)
+        await self._clear([key for rank in ranks for key in rank.written], self._is_broken)
+
+    async def as_tree(
+        self, program: Program[Any], args: Sequence[Any], branching: int, memory: int
+    ) -> None:
+        """Launch the ranks as functions, which start one another, and clean up behind them."""
+
+        async def member(number: int, communicator: AsyncCommunicator) -> Outcome:
+            worker = self.ranks[number] = Worker(self.world, number)
+            return await worker.run(self, program(communicator, *args))
+
+        world = self.world
+        launch = self._launch = Launch(world, self.size, member, self.services)
+
+        def died(number: int) -> None:
+            self.errors.setdefault(number, _crash(number))
+            launch.died(number)
+
+        world.on_death = died
+        self._schedule_deaths()
+        timeout = min(self.deadline, FunctionLimits().timeout)
+        name = getattr(program, "__name__", "program")
+        caller = self.services(CALLER)
+        result = await launch.run(caller, name, self.meeting, self.size, branching, memory, timeout)
+        if result.broken is not None:
+            failed = gang.rank_failed(result.broken)
+            for number in range(self.size):
+                if number not in self.values:
+                    own = failed.cause if number in failed.ranks else None
+                    self.errors.setdefault(number, own or failed)
+        written = [key for reply in result.ranks.values() for key in reply.written]
+        await self._clear(written, result.broken is not None)
 
     def ended(self) -> None:
         """A rank returned, raised or died."""
@@ -267,7 +318,6 @@ class _Run:
 
     def failed(self, rank: _Rank, error: Exception) -> None:
         """A rank raised; the others must not wait for it."""
-        self.errors[rank.number] = error
         if self._stalled_at is None and not isinstance(error, RankFailed):
             encoded = failure.encode(failure.capture(error, f"rank {rank.number}"))
             rank.breaker.trip(((rank.number,), encoded), is_death=False, is_news=True)
@@ -279,12 +329,22 @@ class _Run:
         if self._stalled_at is not None:
             raise Deadlock(self._deadlock())
         for rank, error in self.errors.items():  # in the order in which they came
-            if isinstance(error, FunctionCrashed):
+            if isinstance(error, PlatformError) and not isinstance(error, Throttled | ServiceError):
                 raise RankFailed([rank], error)
             if not isinstance(error, RankFailed):
                 raise error
         for error in self.errors.values():
             raise error
+
+    def _schedule_deaths(self) -> None:
+        for death in self.world.faults.deaths:
+            if death.at < math.inf and 0 <= death.rank < self.size:
+                self.world.loop.call_at(death.at, self.world.kill, self.world.node(death.rank))
+
+    async def _clear(self, written: Sequence[str], is_broken: bool) -> None:
+        self.left = self._inboxes.left()
+        await channels.clear(self.services(CALLER), self.meeting, written, is_broken)
+        self.left |= dict.fromkeys(self._store.keys(), 1)
 
     def _takes(self, function: Callable[..., Any], args: tuple[Any, ...]) -> float:
         rank = _here.get()
@@ -294,10 +354,10 @@ class _Run:
         return rank.slowed(seconds) if seconds > 0 else 0.0
 
     def _died(self, number: int) -> None:
-        rank = self.ranks[number]
-        if rank.is_over:
+        rank = self.ranks.get(number)
+        if not isinstance(rank, _Rank) or rank.is_over:
             return
-        error = FunctionCrashed(f"rank {number} died, as the schedule of faults says")
+        error = _crash(number)
         self.errors[number] = error
         self._is_broken = True
         rank.die()
@@ -319,7 +379,7 @@ class _Run:
         # Waits that have no deadline end here, each with an error that says what it waited for.
         if not self.world.loop.expire() and not self._over.done():
             for number, rank in self.ranks.items():
-                if not rank.is_over:
+                if isinstance(rank, _Rank) and not rank.is_over:
                     self.errors.setdefault(
                         number, CollectiveError(f"rank {number} waits, for nothing of ours")
                     )
@@ -334,15 +394,49 @@ class _Run:
         return "\n".join([head, *lines[:_SHOWN], *more, *never])
 
 
-class _Rank:
-    """One rank's life."""
+class Worker:
+    """Where one rank computes, and when."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.returned = 0.0
+        self.ended = 0.0
+
+    async def compute(self, seconds: float) -> None:
+        """Let time pass."""
+        await self.world.until(self.world.now + self.slowed(seconds))
+
+    def slowed(self, seconds: float) -> float:
+        """What so many seconds of computing take here."""
+        slow = self.world.node(self.number).slow
+        self.world.record(self.number, "compute", seconds=seconds * slow)
+        return seconds * slow
+
+    async def run(self, run: _Run, program: Coroutine[Any, Any, Any]) -> Outcome:
+        """Run the program, and enter what it came to."""
+        _here.set(self)
+        self.world.record(self.number, "started")
+        try:
+            value = await program
+        except Exception as error:
+            self.returned = self.ended = self.world.now
+            run.errors.setdefault(self.number, error)
+            self.world.record(self.number, "raised", error=type(error).__name__)
+            return False, error
+        self.returned = self.ended = self.world.now
+        run.values[self.number] = value
+        self.world.record(self.number, "returned")
+        return True, value
+
+
+class _Rank(Worker):
+    """One rank's life in a gang that started at once, which the run itself supervises."""
 
     def __init__(self, run: _Run, number: int) -> None:
+        super().__init__(run.world, number)
         self._run = run
-        self._world = run.world
-        self._node = run.world.node(number)
         self._services = run.services(number)
-        self.number = number
         self.breaker = gang.Breaker(self._announce)
         mailbox = Mailbox(run.meeting.epoch, number, self.breaker.heard)
         self.breaker.listen(lambda e: mailbox.fail(lambda: RankFailed(e.ranks, e.cause)))
@@ -350,8 +444,6 @@ class _Rank:
         ends = run.world.now + run.deadline
         self.communicator = AsyncCommunicator(number, run.size, self.channel, mailbox, ends)
         self.is_over = False
-        self.returned = 0.0
-        self.ended = 0.0
 
     @property
     def written(self) -> list[str]:
@@ -367,38 +459,17 @@ class _Rank:
         self._leave()
         self.task.cancel()
 
-    async def compute(self, seconds: float) -> None:
-        """Let time pass."""
-        await self._world.until(self._world.now + self.slowed(seconds))
-
-    def slowed(self, seconds: float) -> float:
-        """What so many seconds of computing take here."""
-        self._world.record(self.number, "compute", seconds=seconds * self._node.slow)
-        return seconds * self._node.slow
-
     async def _live(self, program: Program[Any], args: Sequence[Any]) -> None:
-        _here.set(self)
-        self._world.record(self.number, "started")
-        try:
-            value = await program(self.communicator, *args)
-        except Exception as error:
-            if self.is_over:
-                return
-            self._world.record(self.number, "raised", error=type(error).__name__)
-            self._run.failed(self, error)
-        else:
-            if self.is_over:
-                return
-            self._run.values[self.number] = value
-            self._world.record(self.number, "returned")
-        self.returned = self._world.now
+        returned, value = await self.run(self._run, program(self.communicator, *args))
+        if not returned and not self.is_over:
+            self._run.failed(self, value)
         await self.communicator.close()
         if not self.is_over:
             self._leave()
 
     def _leave(self) -> None:
         self.is_over = True
-        self.ended = self._world.now
+        self.ended = self.world.now
         self._run.ended()
 
     def _announce(self, why: bytes) -> asyncio.Task[list[str]]:
@@ -407,7 +478,11 @@ class _Rank:
         return asyncio.create_task(announcing)
 
 
-_here: ContextVar[_Rank | None] = ContextVar("fsdray_simulated_rank", default=None)
+def _crash(number: int) -> FunctionCrashed:
+    return FunctionCrashed(f"rank {number} died, as the schedule of faults says")
+
+
+_here: ContextVar[Worker | None] = ContextVar("fsdray_simulated_rank", default=None)
 
 
 def _check_no_loop() -> None:
