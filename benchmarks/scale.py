@@ -85,7 +85,7 @@ async def tree_bcast(comm: AsyncCommunicator, value: Any) -> None:
     bit = 1
     while bit < comm.size:
         if comm.rank & bit:
-            await comm.recv(comm.rank - bit)
+            await comm.recv(source=comm.rank - bit)
             break
         bit <<= 1
     while bit > 1:
@@ -102,7 +102,7 @@ async def tree_allreduce(comm: AsyncCommunicator, value: Any) -> None:
             await comm.send(value, comm.rank - bit)
             break
         if comm.rank + bit < comm.size:
-            value = left(value, await comm.recv(comm.rank + bit))
+            value = left(value, await comm.recv(source=comm.rank + bit))
         bit <<= 1
     await tree_bcast(comm, value)
 
@@ -114,7 +114,7 @@ async def pairs_alltoall(comm: AsyncCommunicator, value: Any) -> None:
     for send in sends:
         await send
     for rank in others:
-        await comm.recv(rank)
+        await comm.recv(source=rank)
 
 
 PROGRAMS: dict[str, Program] = {
@@ -197,6 +197,9 @@ def plot(figures: list[Figure], path: Path) -> None:
             cost = [1e6 * each.dollars for each in mine]
             axes[0][column].loglog(ranks, seconds, style, marker="o", markersize=3, label=name)
             axes[1][column].loglog(ranks, cost, style, marker="o", markersize=3, label=name)
+        ticks = sorted({each.ranks for each in figures})
+        axes[1][column].set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes[1][column].minorticks_off()
         axes[0][column].set_title(channel)
         axes[1][column].set_xlabel("ranks")
     axes[0][0].set_ylabel("virtual seconds")

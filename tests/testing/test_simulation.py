@@ -66,7 +66,7 @@ async def everything(comm: AsyncCommunicator) -> list[Any]:
     ]
     sending = asyncio.ensure_future(comm.send(mine, right, tag=3))
     first, second = comm.allreduce(rank), comm.bcast("later", 0)
-    got += [await second, await first, await comm.recv(left, tag=3)]
+    got += [await second, await first, await comm.recv(source=left, tag=3)]
     await sending
     return got
 
@@ -204,7 +204,7 @@ def test_a_service_that_always_refuses_is_an_error() -> None:
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_a_deadlock_is_told_at_once_with_who_waits_for_whom(channel: str) -> None:
     async def ring(comm: AsyncCommunicator) -> Any:
-        got = await comm.recv((comm.rank + 1) % comm.size)
+        got = await comm.recv(source=(comm.rank + 1) % comm.size)
         await comm.send(got, (comm.rank - 1) % comm.size)
 
     with pytest.raises(Deadlock) as caught:
