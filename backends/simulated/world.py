@@ -67,6 +67,10 @@ class Node:
         self.requests += 1
         if self.requests == self._dies_at:
             self._world.kill(self)
+        await self.answer()
+
+    async def answer(self) -> None:
+        """Take an answer; of a dead node nobody does."""
         if self.is_dead:
             await asyncio.get_running_loop().create_future()
 
@@ -131,6 +135,10 @@ class World:
             self._nodes[rank] = Node(self, rank, slow, dies_at)
         return self._nodes[rank]
 
+    def renew(self, rank: int) -> None:
+        """Give a rank whose node is dead another one."""
+        self._nodes[rank] = Node(self, rank, self.faults.slow.get(rank, 1.0), 0)
+
     def record(self, rank: int, what: str, **details: Detail) -> None:
         """Enter an event into the trace."""
         if self._trace is not None:
@@ -182,7 +190,12 @@ class World:
             fails = self.happens(faults.error)
             is_done = not fails or self.happens(0.5)
             if is_done:
-                result = await once()
+                try:
+                    result = await once()
+                except ServiceError:
+                    await node.answer()
+                    raise
+                await node.answer()
             if not fails:
                 return result
             self.record(node.rank, "failed", request=what, done=int(is_done))

@@ -99,8 +99,12 @@ class Launch:
         number = call.gang.rank
         if number in self._world.faults.absent:
             await self._world.loop.create_future()
-        death = self._deaths[number] = self._world.loop.create_future()
-        if self._world.node(number).is_dead:
+        world = self._world
+        if number in self._deaths and world.node(number).is_dead:
+            world.renew(number)  # it is started again, in another environment
+        node = world.node(number)
+        death = self._deaths[number] = world.loop.create_future()
+        if node.is_dead:
             death.set_result(None)
         life = asyncio.create_task(self._live(call, number))
         try:
@@ -109,7 +113,9 @@ class Launch:
                 raise FunctionCrashed(f"rank {number} died, as the schedule of faults says")
             return life.result()
         finally:
-            life.cancel()
+            if not life.done():  # it died, or was stopped: neither asks for anything more
+                node.is_dead = True
+                life.cancel()
 
     async def _live(self, call: Call, number: int) -> bytes:
         """What `fsdray.worker` does for a rank, with a coroutine in place of plain code."""

@@ -301,6 +301,8 @@ class _Run:
         name = getattr(program, "__name__", "program")
         caller = self.services(CALLER)
         result = await launch.run(caller, name, self.meeting, self.size, branching, memory, timeout)
+        for number in self.values:  # it may have died before, and been started again
+            self.errors.pop(number, None)
         if result.broken is not None:
             failed = gang.rank_failed(result.broken)
             for number in range(self.size):
@@ -339,7 +341,10 @@ class _Run:
     def _schedule_deaths(self) -> None:
         for death in self.world.faults.deaths:
             if death.at < math.inf and 0 <= death.rank < self.size:
-                self.world.loop.call_at(death.at, self.world.kill, self.world.node(death.rank))
+                self.world.loop.call_at(death.at, self._kill, death.rank)
+
+    def _kill(self, number: int) -> None:
+        self.world.kill(self.world.node(number))
 
     async def _clear(self, written: Sequence[str], is_broken: bool) -> None:
         self.left = self._inboxes.left()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -54,7 +55,9 @@ def test_ranks_start_in_logarithmic_time_and_are_billed_until_their_children_are
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("victim", [0, 4, 11])
-def test_a_death_anywhere_in_the_tree_is_told_to_all(channel: str, victim: int) -> None:
+def test_a_death_anywhere_in_the_tree_is_told_to_all(
+    channel: str, victim: int, caplog: pytest.LogCaptureFixture
+) -> None:
     faults = Faults(deaths=(Death(victim, at=0.4),))
 
     def run(raises: bool) -> Any:
@@ -71,6 +74,8 @@ def test_a_death_anywhere_in_the_tree_is_told_to_all(channel: str, victim: int) 
     assert not any("/" in name for name in simulation.left)
     assert simulation.seconds < 3
     assert simulation.trace.digest() == run(raises=False).trace.digest()
+    gc.collect()
+    assert caplog.records == []  # such as of exceptions that were never retrieved
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

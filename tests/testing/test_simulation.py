@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import os
@@ -248,7 +249,9 @@ def test_a_rank_that_never_starts_is_named(channel: str) -> None:
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("death", [Death(1, at=0.1), Death(1, request=5), Death(1, at=0.0)])
-def test_a_death_fails_all_who_wait_and_leaves_nothing(channel: str, death: Death) -> None:
+def test_a_death_fails_all_who_wait_and_leaves_nothing(
+    channel: str, death: Death, caplog: pytest.LogCaptureFixture
+) -> None:
     faults = Faults(deaths=(death,))
     with pytest.raises(RankFailed) as caught:
         simulate(everything, 4, channel=channel, faults=faults)
@@ -263,6 +266,8 @@ def test_a_death_fails_all_who_wait_and_leaves_nothing(channel: str, death: Deat
         assert isinstance(error.cause, FunctionCrashed)
     assert not any("/" in name for name in simulation.left)
     assert simulation.seconds < 10  # nobody waited for a deadline
+    gc.collect()
+    assert caplog.records == []  # such as of exceptions that were never retrieved
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
