@@ -2,7 +2,8 @@
 
 In the checkout's directory, this sets up what is needed, and runs it (about 15 minutes)::
 
-    python -m venv .venv-bench && .venv-bench/bin/pip install -e . -r benchmarks/requirements.txt
+    python -m venv .venv-bench
+    .venv-bench/bin/pip install -e . -r benchmarks/requirements.txt
     .venv-bench/bin/python benchmarks/tasks.py --json tasks.json --plot tasks.svg
 
 Every measurement is a fresh process (``systems.py``), and the systems take turns: fsdray, Ray,
@@ -44,6 +45,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +158,9 @@ def rounds(
     refused: dict[str, dict[str, str]] = {name: {} for name in systems}
     for name in systems:
         measure(name, "start")
-    for number in range(repeats):
-        for what in measures:
-            for name in systems:
+    try:
+        for number in range(repeats):
+            for what, name in product(measures, systems):
                 if what in refused[name]:
                     continue
                 show(f"round {number + 1} of {repeats}: {what}, {TITLES[name]}")
@@ -168,6 +170,8 @@ def rounds(
                     continue
                 for key, value in answer.items():
                     figures[name].setdefault(key, []).append(value)
+    except KeyboardInterrupt:
+        print("\ninterrupted: these are the figures so far", file=sys.stderr)
     show("")
     return figures, refused
 

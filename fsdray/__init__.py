@@ -8,9 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fsdray import errors, exceptions
+from fsdray import errors, exceptions, from_ray
 from fsdray._version import __version__
-from fsdray.api import as_completed, cancel, get, init, is_initialized, put, receipt, shutdown, wait
+from fsdray.api import (
+    as_completed,
+    cancel,
+    cluster_resources,
+    get,
+    init,
+    is_initialized,
+    put,
+    receipt,
+    shutdown,
+    wait,
+)
 from fsdray.context import get_runtime_context
 from fsdray.executor import Executor
 from fsdray.refs import ObjectRef
@@ -30,6 +41,7 @@ __all__ = [
     "__version__",
     "as_completed",
     "cancel",
+    "cluster_resources",
     "collective",
     "errors",
     "exceptions",
@@ -51,4 +63,5 @@ def __getattr__(name: str) -> Any:
     # Loaded when first used: SciPy alone takes longer to import than all of the rest.
     if name in ("collective", "inference"):
         return importlib.import_module(f"fsdray.{name}")
-    raise AttributeError(f"module 'fsdray' has no attribute {name!r}")
+    why = from_ray.why_absent(name)
+    raise AttributeError(f"module 'fsdray' has no attribute {name!r}" + (why and f": {why}"))

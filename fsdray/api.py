@@ -7,13 +7,14 @@ import atexit
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from fsdray import loop, output, session, settings
+from fsdray import from_ray, loop, output, session, settings
 from fsdray.costs.meter import Meter, ambient, count, set_outermost
 from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
-from fsdray.errors import FsdrayError, SettingsError
+from fsdray.errors import SessionError, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend
@@ -23,31 +24,67 @@ from fsdray.streams import ObjectRefGenerator
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Connected:
+    """What `init` returns; as a context manager it ends the session with its block.
+
+    Parameters
+    ----------
+    settings : what the session runs with.
+    """
+
+    settings: settings.Settings
+
+    def disconnect(self) -> None:
+        """`shutdown`."""
+        shutdown()
+
+    def __enter__(self) -> Connected:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutdown()
+
+
 def init(
     backend: str | None = None,
     *,
+    ignore_reinit_error: bool = False,
     runtime_env: Mapping[str, Any] | None = None,
     **options: Any,
-) -> None:
+) -> Connected:
     """Start the session of this process; the first remote call does so by itself.
 
     Parameters
     ----------
     backend : ``"local"`` (the default), or another installed backend.
+    ignore_reinit_error : whether to do nothing where a session is open.
     runtime_env : what all calls find around them; a call's own option adds to it, and wins. See
         `fsdray.remote.TaskOptions`.
-    **options : see `fsdray.settings.Settings`.
+    **options : see `fsdray.settings.Settings`. Of the arguments of Ray's ``init``, ``num_cpus`` is
+        ``concurrency``, ``log_to_driver`` is ``log_to_caller``, ``address`` is the backend; those
+        that tune Ray's own processes are ignored.
+
+    Returns
+    -------
+    Connected
+        to be used with ``with``, or not at all.
 
     Raises
     ------
     SettingsError
         for an unknown backend, setting or value.
-    FsdrayError
+    SessionError
         where a session is open: `shutdown` it first.
     """
     if session.is_open():
-        raise FsdrayError("a session is open; call fsdray.shutdown() before another init")
-    chosen = settings.resolve({"backend": backend, **options})
+        if ignore_reinit_error:
+            return Connected(session.current().settings)
+        raise SessionError(
+            "a session is open; call fsdray.shutdown() before another init, or init with "
+            "ignore_reinit_error=True"
+        )
+    chosen = settings.resolve(from_ray.settings_of(backend, options))
     surroundings = RuntimeEnv.of(runtime_env)
     connect = _backend(chosen.backend)
     load_prices(chosen.prices)  # a bad table is known now, not after the run
@@ -62,12 +99,21 @@ def init(
     here.runtime_env = surroundings
     session.set_current(here)
     atexit.register(_end)
+    return Connected(chosen)
 
 
 def shutdown() -> None:
-    """End the session: stop what runs, leave no process and no file. Without one, do nothing."""
+    """End the session: stop what runs, leave no process and no file. Without one, do nothing.
+
+    Raises
+    ------
+    SessionError
+        inside a task: the session is its caller's.
+    """
     if session.is_open():
         here = session.current()
+        if not here.is_driver:
+            raise SessionError("a task cannot shut down its caller's session")
         session.set_current(None)
         atexit.unregister(_end)
         loop.finish(here.close())
@@ -79,6 +125,11 @@ def receipt() -> Receipt:
     here = session.current()
     total = ambient()
     return Receipt(total.counts() if total else {}, load_prices(here.settings.prices))
+
+
+def cluster_resources() -> dict[str, float]:
+    """What Ray's programs ask to size their work: ``{"CPU": calls that may run at one time}``."""
+    return {"CPU": float(session.current().backend.functions.limits.concurrency)}
 
 
 def is_initialized() -> bool:
@@ -111,24 +162,29 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     PlatformError
         where the platform failed.
     ValueError
-        where `refs` is neither a ref nor a list of refs.
+        where `refs` is neither a ref nor a list.
+    TypeError
+        where something in the list is not a ref.
     """
     many = isinstance(refs, list)
     wanted = refs if many else [refs]
     for ref in wanted:
         if not isinstance(ref, ObjectRef):
-            raise ValueError(
-                f"get takes an ObjectRef or a list of them, not {type(ref).__name__}"
-                + ("" if many else f" {ref!r}"[:80])
-                + (": iterate over it for its refs" if isinstance(ref, ObjectRefGenerator) else "")
-            )
+            wrong = f"get takes an ObjectRef or a list of them, not {type(ref).__name__}"
+            if isinstance(ref, ObjectRefGenerator):
+                wrong += ": iterate over it for its refs"
+            raise TypeError(wrong) if many else ValueError(f"{wrong} {ref!r}"[:120])
     _check_timeout(timeout)
     if not wanted:
         return []
     values, error = session.current().get(wanted, timeout)
     if error is not None:
         __tracebackhide__ = True  # pytest and IPython then show the caller's line alone
-        raise error
+        try:
+            raise error
+        finally:
+            # The traceback keeps this frame, which must keep neither it nor the refs.
+            del error, values, wanted, refs, ref
     return values if many else values[0]
 
 
@@ -139,7 +195,7 @@ def put(value: T) -> ObjectRef[T]:
     ------
     TypeError
         for a ref: it is stored already.
-    SettingsError
+    NotPicklable
         for a value that cannot be pickled.
     ServiceError
         where there is no room for it.
@@ -148,9 +204,17 @@ def put(value: T) -> ObjectRef[T]:
 
 
 def wait(
-    refs: list[ObjectRef[T]], *, num_returns: int = 1, timeout: float | None = None
+    refs: list[ObjectRef[T]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
 ) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
     """Wait until `num_returns` of the refs have a value (or an error), or time is up.
+
+    Parameters
+    ----------
+    fetch_local : for Ray's programs: values are fetched by `get` in any case.
 
     Returns
     -------
@@ -164,6 +228,8 @@ def wait(
         raise TypeError("wait takes a list of refs")
     if len(set(refs)) != len(refs):
         raise ValueError("wait takes each ref once")
+    if not refs:
+        return [], []
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns={num_returns}: choose from 1 to {len(refs)}, one a ref")
     _check_timeout(timeout)

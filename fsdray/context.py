@@ -35,6 +35,15 @@ class RuntimeContext:
         """`task_name`, under Ray's name."""
         return self.task_name
 
+    def get_node_id(self) -> str:
+        """The machine that this runs on, as far as it has a name."""
+        return socket.gethostname()
+
+    def whereabouts(self) -> str:
+        """Which call this is, for who reads its error."""
+        rank = f", rank {self.rank} of {self.world_size}" if self.rank is not None else ""
+        return f"in task {self.task_name} (id {self.task_id}){rank}, attempt {self.attempt}"
+
     def get_worker_id(self) -> str:
         """The process that this runs in."""
         return f"{socket.gethostname()}-{os.getpid()}"

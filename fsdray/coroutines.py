@@ -61,7 +61,8 @@ def run(waits: Waits, coroutine: Coroutine[Any, Any, T]) -> T:
             return runner.run(coroutine)
     except BaseException as error:
         # Whatever it is, how a loop ran it says nothing to the user.
-        raise error.with_traceback(_own(error.__traceback__)) from error.__cause__
+        error.__traceback__ = _own(error.__traceback__)
+        raise
 
 
 def gives_back() -> bool:

@@ -19,7 +19,9 @@
     │   └── MismatchedCollective   ranks called different operations
     ├── EnvironmentMismatch        Python, fsdray or architecture differ
     ├── CostLimitExceeded
+    ├── SessionError               open already, or not any more (also RuntimeError)
     └── SettingsError              a bad option or setting (also ValueError)
+        └── NotPicklable           what cannot be sent (also TypeError)
 
 How an error travels between processes is told in `fsdray.failure`.
 """
@@ -27,10 +29,18 @@ How an error travels between processes is told in `fsdray.failure`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class FsdrayError(Exception):
     """The root of the tree: ``except fsdray.errors.FsdrayError`` catches all of ours."""
+
+
+class _Itself:
+    """An attribute that is its object, unless the object has another one of that name."""
+
+    def __get__(self, error: BaseException | None, kind: type[Any]) -> Any:
+        return self if error is None else error
 
 
 class TaskError(FsdrayError):
@@ -40,7 +50,15 @@ class TaskError(FsdrayError):
     raised, and shown under the latter's name: ``except KeyError`` works. Its traceback goes on
     through the remote frames, and a note says which task it was. What cannot be pickled arrives
     as a plain `TaskError` that tells its type and text.
+
+    Ray's ``error.cause`` and ``error.as_instanceof_cause()`` are the error itself.
     """
+
+    cause = _Itself()
+
+    def as_instanceof_cause(self) -> BaseException:
+        """The error itself, which is of the type that the task raised already."""
+        return self
 
 
 class PlatformError(FsdrayError):
@@ -136,5 +154,13 @@ class CostLimitExceeded(FsdrayError):
     """The run would cost, or has cost, more than ``max_cost``."""
 
 
+class SessionError(FsdrayError, RuntimeError):
+    """The session is not as the call needs it: open already, shut down, or not this process's."""
+
+
 class SettingsError(FsdrayError, ValueError):
     """A bad option, setting or input, found before anything started."""
+
+
+class NotPicklable(SettingsError, TypeError):
+    """A value or function that cannot be pickled, and so cannot be sent."""

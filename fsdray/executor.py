@@ -20,6 +20,7 @@ from types import FunctionType, TracebackType
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from fsdray import session, wire
+from fsdray.bindings import Bindings
 from fsdray.errors import SettingsError, TaskCancelled
 from fsdray.refs import ObjectRef
 from fsdray.remote import TaskOptions
@@ -84,7 +85,6 @@ class Executor(futures.Executor):
         """Start a call of `fn`, or have it wait for its turn.
 
         As with the standard's process pool, what cannot be pickled is the future's exception.
-        What a function refers to is taken when it is first sent, as with `fsdray.remote`.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Executor(futures.Executor):
         if isinstance(fn, Pickled):
             return fn
         last = self._last
-        if last is not None and last.function is fn:
+        if last is not None and last.function is fn and last.bindings.hold():
             return last
         made = Pickled(fn, _name(fn))
         if isinstance(fn, FunctionType):
@@ -250,6 +250,7 @@ class Pickled:
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self.function = function
         self.name = name
+        self.bindings = Bindings(function)
 
     @cached_property
     def made(self) -> tuple[bytes, frozenset[str]]:

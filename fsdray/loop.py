@@ -7,12 +7,14 @@ operators never run on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from fsdray.errors import FsdrayError
@@ -22,6 +24,8 @@ T = TypeVar("T")
 _loop: asyncio.AbstractEventLoop | None = None
 _lock = threading.Lock()
 _posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+_MOMENT = 0.05  # seconds of a wait that change nothing for others
+_meanwhile: Callable[[], AbstractContextManager[None]] | None = None
 _is_called = False  # whether the loop knows that there is something in `_posted`
 
 
@@ -92,7 +96,8 @@ class Job:
         post(self._cancel)
 
     def _begin(self) -> None:
-        assert self._coroutine is not None
+        if self._coroutine is None:
+            return  # it was cancelled before
         self._task = get().create_task(self._coroutine, context=self._context)
         self._task.add_done_callback(self._over)
         # Who holds the job must not hold what it was about.
@@ -101,12 +106,48 @@ class Job:
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        elif self._coroutine is not None:
+            self._coroutine.close()
+            self._coroutine = self._context = None
+            self._end(asyncio.CancelledError())
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._end(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    def _end(self, error: BaseException | None) -> None:
         ended, self._ended, self._task = self._ended, None, None
         assert ended is not None
         ended(self, error)
+
+
+class Turnstile:
+    """Lets so many jobs begin, and each of the others, in their order, when one has ended.
+
+    A job that has not begun needs a third of the memory.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[Job] = deque()
+        self._lock = threading.Lock()
+
+    def start(self, job: Job) -> None:
+        """Start the job, now or later; when it has ended, `leave` must be called."""
+        with self._lock:
+            if not self._free:
+                self._waiting.append(job)
+                return
+            self._free -= 1
+        job.start()
+
+    def leave(self) -> None:
+        """A job has ended. One that was cancelled before its turn has its turn all the same."""
+        with self._lock:
+            if not self._waiting:
+                self._free += 1
+                return
+            job = self._waiting.popleft()
+        job.start()
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -129,10 +170,22 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
     future = submit(coroutine)
     try:
-        return future.result()
+        meanwhile = _meanwhile
+        if meanwhile is None:
+            return future.result()
+        with contextlib.suppress(TimeoutError):  # this wait's, or its own, which comes again
+            return future.result(_MOMENT)
+        with meanwhile():
+            return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def when_long(meanwhile: Callable[[], AbstractContextManager[None]] | None) -> None:
+    """Have each `run` that takes more than a moment be within this from then on; None ends it."""
+    global _meanwhile
+    _meanwhile = meanwhile
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

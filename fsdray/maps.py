@@ -7,6 +7,7 @@ generator need no more memory than those under way. How large a chunk is, is the
 
 from __future__ import annotations
 
+import os
 import queue
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fsdray import coroutines, failure, session
+from fsdray import context, coroutines, failure, session
 from fsdray.errors import SettingsError, TaskError
 from fsdray.failure import Failure
 from fsdray.refs import ObjectRef
@@ -94,26 +95,29 @@ class Map(Iterator[Any]):
 
     def __next__(self) -> Any:
         try:
-            return self._next()
+            result, error = self._next()
         except KeyboardInterrupt as interrupt:
             self.close()
-            raise interrupt.with_traceback(None) from None  # its own frames say nothing to the user
+            result, error = None, interrupt.with_traceback(None)
+        if error is not None:
+            __tracebackhide__ = True  # as in `fsdray.get`
+            raise error
+        return result
 
-    def _next(self) -> Any:
+    def _next(self) -> tuple[Any, BaseException | None]:
+        """The next result, or what is to be raised: so that no frame of this is shown."""
         while not self._ready:
             if not self._underway:
                 self.close()
-                if self._input_error is not None:
-                    raise self._input_error
-                raise StopIteration
+                return None, self._input_error or StopIteration()
             ref = self._next_chunk()
             values, failed = self._session.get([ref], None)
             if failed is not None:
                 if self._is_single and self._return_exceptions and isinstance(failed, TaskError):
                     self._fill()
-                    return failed
+                    return failed, None
                 self.close()
-                raise failed
+                return None, failed
             seconds, results = values[0]
             if self._adapts and results:
                 self._size = next_size(len(results), seconds)
@@ -125,10 +129,10 @@ class Map(Iterator[Any]):
         if isinstance(result, Failure):
             error = failure.restore(result)
             if self._return_exceptions:
-                return error
+                return error, None
             self.close()
-            raise error
-        return result
+            return None, error
+        return result, None
 
     def close(self) -> None:
         """Stop: inputs are not taken any more, and calls under way are cancelled."""
@@ -191,7 +195,8 @@ class Map(Iterator[Any]):
     def _next_chunk(self) -> ObjectRef[_Results]:
         if self._ordered:
             return self._underway.popleft()
-        ref = self._finished.get()
+        with self._session.yielded():
+            ref = self._finished.get()
         self._underway.remove(ref)
         return ref
 
@@ -218,7 +223,8 @@ def _chunk_of(
                 if not captures:
                     raise
                 # Whatever the user's code raises is this input's result.
-                results.append(failure.capture(error, name))
+                note = f"{context.get_runtime_context().whereabouts()}, on pid {os.getpid()}"
+                results.append(failure.capture(error, name, note))
                 if not return_exceptions:
                     break  # the map ends here
         return time.perf_counter() - began, results

@@ -124,6 +124,29 @@ def wait(
             promise.forget(done)
 
 
+async def settled(promises: Sequence[Promise[Any]], ends: Callable[[Promise[Any]], bool]) -> None:
+    """Wait until all are set, or one for which `ends` holds; for coroutines on the loop."""
+    left = len(promises)
+    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def look(promise: Promise[Any]) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 or ends(promise):
+            _wake(woken)
+
+    def done(promise: Promise[Any]) -> None:
+        loop.post(look, promise)
+
+    try:
+        for promise in promises:
+            promise.when_done(done)
+        await woken
+    finally:
+        for promise in promises:
+            promise.forget(done)
+
+
 def _wake(woken: asyncio.Future[None]) -> None:
     if not woken.done():
         woken.set_result(None)

@@ -54,7 +54,9 @@ class ObjectRef(Generic[T_co]):
 
     def __await__(self) -> Generator[Any, None, T_co]:
         session = self._entry.session
-        return asyncio.wrap_future(session.awaited(session.future(self))).__await__()
+        return asyncio.wrap_future(
+            session.awaited(session.future(self, gives_back=False))
+        ).__await__()
 
     def __repr__(self) -> str:
         return f"ObjectRef({self._entry.label}, {self._entry.state()})"

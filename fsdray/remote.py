@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from fsdray import session, wire
-from fsdray.errors import SettingsError
+from fsdray.bindings import Bindings
+from fsdray.errors import NotPicklable, SettingsError
 from fsdray.maps import Map, inputs_of
 from fsdray.retries import RetryPolicy
 from fsdray.runtime_env import RuntimeEnv
@@ -39,11 +40,22 @@ _REFUSED = {
     "resources": "functions have memory, and CPUs in proportion to it: use memory=MB",
     "scheduling_strategy": "there are no nodes to choose from",
     "label_selector": "there are no nodes to choose from",
+    "fallback_strategy": "there are no nodes to choose from",
+    "placement_group": "there are no nodes to choose from",
+    "placement_group_bundle_index": "there are no nodes to choose from",
+    "placement_group_capture_child_tasks": "there are no nodes to choose from",
     "max_calls": "the platform decides when an environment is replaced",
     "max_cost": "there are no estimates yet that it could be held against",
     "concurrency_groups": "a function runs one call at a time",
-    "enable_task_events": "every call is counted",
 }
+
+# Their values that ask for nothing, or for what is so in any case.
+_NOTHING: tuple[Any, ...] = (None, 0, {}, "DEFAULT", "SPREAD", "default")
+
+# Options of Ray's that tune its own processes, not what a program computes.
+_HINTS = frozenset({"enable_task_events", "object_store_memory"})
+
+_MOST_MEGABYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,11 @@ class TaskOptions:
             )
         if self.memory is not None and (not _is_int(self.memory) or self.memory < 1):
             raise SettingsError(f"memory={self.memory!r}: give whole MB of at least 1")
+        if self.memory is not None and self.memory >= _MOST_MEGABYTES:
+            raise SettingsError(
+                f"memory={self.memory} is in MB, not in bytes as Ray's: did you mean "
+                f"memory={self.memory >> 20}?"
+            )
         if self.timeout is not None and (
             not isinstance(self.timeout, int | float) or not self.timeout > 0
         ):
@@ -157,10 +174,12 @@ class TaskOptions:
         cpus = changes.pop("num_cpus", None)
         if cpus is not None:
             changes.setdefault("memory", _memory_for(cpus, self.memory))
-        for name in changes:
-            if name in _REFUSED:
+        for name, value in list(changes.items()):
+            if name in _HINTS or (name in _REFUSED and value in _NOTHING):
+                del changes[name]
+            elif name in _REFUSED:
                 raise SettingsError(f"{name} has no meaning here: {_REFUSED[name]}")
-            if name not in known:
+            elif name not in known:
                 raise SettingsError(
                     f"unknown option {name!r}: a task takes {', '.join(sorted(known))}"
                 )
@@ -179,6 +198,9 @@ class RemoteFunction(Generic[P, R]):
     """Whether the function yields."""
 
     def __init__(self, function: Callable[P, R], options: TaskOptions) -> None:
+        if not hasattr(function, "__name__"):  # a partial, or an object that can be called
+            told = getattr(function, "func", type(function))
+            self.__name__, self.__qualname__ = told.__name__, told.__qualname__
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
         self._options = options
@@ -191,10 +213,10 @@ class RemoteFunction(Generic[P, R]):
         # What is sent: with a number of returns, a generator function is one that returns them.
         as_it_is = self._items is not None or not self.is_generator
         self._sent = function if as_it_is else FirstItems(function, self._count)
-        self._signature = inspect.signature(function)
-        self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str]] | None = None
+        self._signature = _signature(function)
+        self._pickled: tuple[weakref.ref[Session], bytes, frozenset[str], Bindings] | None = None
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Start a call.
 
         Returns
@@ -211,7 +233,8 @@ class RemoteFunction(Generic[P, R]):
             where an argument cannot be pickled, an option cannot be had, or a gang cannot be
             whole. Nothing has started.
         """
-        self._signature.bind(*args, **kwargs)
+        if self._signature is not None:
+            self._signature.bind(*args, **kwargs)
         here = session.current()
         options, settings = self._options, here.settings
         function, modules = self._pickle(here)
@@ -330,7 +353,7 @@ class RemoteFunction(Generic[P, R]):
             other._pickled = self._pickled
         return other
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         raise TypeError(
             f"{self.__name__} is a remote function: call {self.__name__}.remote(...) to run it "
             f"elsewhere, or {self.__name__}.__wrapped__(...) to run it here"
@@ -366,19 +389,22 @@ class RemoteFunction(Generic[P, R]):
         return None
 
     def _pickle(self, here: Session) -> tuple[bytes, frozenset[str]]:
-        """The function's bytes, made at a session's first call, and the modules it refers to."""
-        if self._pickled is None or self._pickled[0]() is not here:
+        """The function's bytes, and the modules it refers to; made anew where those changed."""
+        known = self._pickled
+        if known is None or known[0]() is not here or not known[3].hold():
+            bindings = Bindings(self.__wrapped__)
             try:
                 with wire.collecting_modules() as modules:
                     pickled = wire.encode_function(self._sent)
-                self._pickled = weakref.ref(here), pickled, frozenset(modules)
+                known = weakref.ref(here), pickled, frozenset(modules), bindings
+                self._pickled = known
             except Exception as error:
                 # Pickling runs the __reduce__ of whatever the closure holds.
-                raise SettingsError(
+                raise NotPicklable(
                     f"{self.__name__} cannot be pickled, so it cannot run elsewhere: {error}. "
                     "Look at what it refers to from outside"
                 ) from error
-        return self._pickled[1:]
+        return known[1:3]
 
 
 @overload
@@ -387,6 +413,9 @@ def remote(function: Callable[P, R], /) -> RemoteFunction[P, R]: ...
 def remote(**options: Any) -> Callable[[Callable[P, R]], RemoteFunction[P, R]]: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function remote: ``@fsdray.remote`` or ``@fsdray.remote(memory=2048, timeout=60)``.
+
+    An ``async def`` function runs to its end, as by `asyncio.run`; it can await refs. A call of a
+    generator function is an `ObjectRefGenerator`.
 
     Parameters
     ----------
@@ -413,9 +442,17 @@ def _made(function: Any, options: TaskOptions) -> RemoteFunction[Any, Any]:
             f"{function.__name__} is a class: fsdray has tasks and gangs, not actors. Keep state "
             "in the caller, in fsdray.put, or in the ranks of a gang"
         )
-    if not callable(function):
+    if not callable(function) or isinstance(function, RemoteFunction):
         raise TypeError(f"@fsdray.remote takes a function, not {type(function).__name__}")
     return RemoteFunction(cast(Callable[..., Any], function), options)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """What a call is checked against; a few built-in functions do not tell."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return None
 
 
 def _memory_for(cpus: Any, memory: int | None) -> int | None:

@@ -37,7 +37,7 @@ class RetryPolicy:
         given = self.retry_exceptions
         if not isinstance(given, bool):
             kinds = tuple(given) if isinstance(given, list | tuple | set) else (given,)
-            if not kinds or not all(
+            if not all(
                 isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
             ):
                 raise SettingsError(

@@ -18,7 +18,8 @@ from typing import Any
 from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
-from fsdray.errors import FsdrayError, ObjectLost, PlatformError, SettingsError, TaskCancelled
+from fsdray.errors import ObjectLost, PlatformError, SessionError, SettingsError, TaskCancelled
+from fsdray.loop import Turnstile
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
 from fsdray.retries import RetryPolicy
@@ -26,8 +27,10 @@ from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
-from fsdray.values import Entry, Values
+from fsdray.values import Entry, Values, value_key
 from fsdray.wire import Call, Environment, Gang, Inline, Kept, Payload
+
+_HANDED = 1024  # calls that are handed to the platform at one time, though fewer may run
 
 
 class Session(Values):
@@ -41,6 +44,8 @@ class Session(Values):
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
         self._stored: set[str] = set()  # digests of bundles
         self._ship_lock = threading.Lock()
+        places = max(_HANDED, 2 * backend.functions.limits.concurrency)
+        self._turnstile = Turnstile(places)
 
     def check(self, memory: int, timeout: float, world_size: int | None) -> None:
         """Raise `SettingsError` for what no call can have, or a gang that never can be whole."""
@@ -55,17 +60,25 @@ class Session(Values):
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
         if self._closed:
-            raise FsdrayError("this session was shut down; call fsdray.init() for a new one")
+            raise SessionError("this session was shut down; call fsdray.init() for a new one")
         self.check(submission.memory, submission.timeout, submission.world_size)
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)
-        with wire.collecting_modules() as needed, wire.collecting() as nested:
-            arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
-            sent = self._send_given(task, given, size or 1)
-        self.need(submission.modules | needed)
-        environment = self.shipped(submission.runtime_env)
-        function = self._send_function(submission.function)
+        try:
+            with wire.collecting_modules() as needed, wire.collecting() as nested:
+                arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
+                sent = self._send_given(task, given, size or 1)
+            self.need(submission.modules | needed)
+            environment = self.shipped(submission.runtime_env)
+            function = self._send_function(submission.function)
+        except BaseException:
+            # Which of them were stored is not known, and need not be.
+            stored = [
+                _given_key(task, number, rank) for number in given for rank in range(size or 1)
+            ]
+            self.forget(f"arguments/{task}", *stored)
+            raise
         # The user's own modules are nowhere before a call brings them.
         preload = [name for name in submission.preload if not modules.is_own(name)]
         if preload and environment.packages is None:  # which may bring another version of it
@@ -103,7 +116,8 @@ class Session(Values):
         if size is None:
             garbage = [arguments]
             work = self._run_task(call, submission.retry, holes, entries, garbage)
-            self._go_for(entries, garbage, work)
+            # What waits for other values must not keep those from being made.
+            self._go_for(entries, garbage, work, None if holes else self._turnstile)
         else:
             for rank, entry in enumerate(entries):
                 entry.gang = (task, rank)
@@ -167,7 +181,7 @@ class Session(Values):
         for job in list(self._underway):
             job.cancel()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.flush(), 5)
+            await asyncio.wait_for(self._over(), 5)
         await self.backend.close()
 
     # Inside
@@ -180,7 +194,7 @@ class Session(Values):
         entries: Sequence[Entry],
         garbage: list[Payload],
     ) -> None:
-        filled = {number: await self.resolved(entry) for number, entry in holes.items()}
+        filled = await self.all_resolved(holes)
         failed = next((payload for payload in filled.values() if payload.failed), None)
         if failed is not None:
             # A dependency's failure is this task's; nothing need run to know it.
@@ -194,7 +208,7 @@ class Session(Values):
         with metering() as meter:
             values = await self._attempts(whole, retry, meter)
         if len(values) != len(entries):
-            values = values * len(entries)  # one failure stands for all of them
+            values = values * len(entries)  # one that could not be read was refused as a whole
         for entry, value in zip(entries, values, strict=True):
             entry.counts = meter.counts()
             entry.payload.set_result(value)
@@ -217,10 +231,10 @@ class Session(Values):
                 if failed is None:
                     return tuple(reply.values)
                 if not retry.retry_exceptions:
-                    return (failed,)
+                    return tuple(reply.values)
                 raised = await self._failure(failed)
                 if not retry.after_exception(raised, call.attempt):
-                    return (failed,)
+                    return tuple(reply.values)
             call = streams.again(call, self)
 
     async def _failure(self, payload: Payload) -> BaseException:
@@ -271,6 +285,8 @@ class Session(Values):
                         meter.merge(reply.counts)
                         written += reply.written
                 is_whole = result.broken is None
+                if not is_whole:  # what its ranks came to is nobody's any more
+                    garbage += [each for rank in result.ranks.values() for each in rank.values]
             finally:
                 await channels.clear(self.backend, place, written, not is_whole)
         for rank, entry in enumerate(entries):
@@ -281,7 +297,11 @@ class Session(Values):
             entry.payload.set_result(result.ranks[rank].values[0])
 
     def _go_for(
-        self, entries: Sequence[Entry], garbage: Sequence[Payload], work: Coroutine[Any, Any, None]
+        self,
+        entries: Sequence[Entry],
+        garbage: Sequence[Payload],
+        work: Coroutine[Any, Any, None],
+        turnstile: Turnstile | None = None,
     ) -> None:
         """Run a call's coroutine; its error becomes that of its values."""
         name = entries[0].label if entries else "a task"
@@ -296,10 +316,13 @@ class Session(Values):
                     # Platform errors and bugs of ours alike must reach whoever waits.
                     entry.payload.set_exception(error)
             keys = [payload.key for payload in garbage if isinstance(payload, Kept)]
-            if keys and not self._closed:
-                self.go(self.backend.objects.delete(keys))
+            if error is not None:
+                # A call that was stopped may have written what it came to.
+                keys += [value_key(entry.id) for entry in entries if not entry.escaped]
+            if keys:
+                self.forget(*keys)
 
-        job = self.go(work, ended)
+        job = self.go(work, ended, turnstile)
         for entry in entries:
             entry.work = job
 
@@ -339,7 +362,7 @@ class Session(Values):
                 if wire.size(parts) <= min(room, self.settings.inline_limit):
                     sent[rank][number] = Inline(b"".join(parts))
                 else:
-                    sent[rank][number] = self.keep(f"given/{task}/{number}/{rank}", parts)
+                    sent[rank][number] = self.keep(_given_key(task, number, rank), parts)
         return sent
 
     async def _fitting(self, call: Call, holes: dict[int, Payload], garbage: list[Payload]) -> Call:
@@ -359,6 +382,10 @@ class Session(Values):
             garbage.append(holes[number])
             room += len(payload.data)
         return dataclasses.replace(call, holes=holes)
+
+
+def _given_key(task: str, number: int, rank: int) -> str:
+    return f"given/{task}/{number}/{rank}"
 
 
 # The session of this process
@@ -392,6 +419,7 @@ def enter(backend: Backend, call: Call) -> Session:
     if _current is None or _current.backend is not backend:
         set_current(Session(backend, call.settings, is_driver=False))
     assert _current is not None
+    _current.forget_foreign()
     _current.settings = call.settings
     _current.environment = call.environment
     return _current

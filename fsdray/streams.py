@@ -40,7 +40,8 @@ class ObjectRefGenerator(Generic[T]):
     given to `fsdray.wait`, where it is ready when `next` need not wait, and to `fsdray.cancel`. It
     stays in its process: give its refs to other tasks. Threads may share it.
 
-    The function runs ahead of its reader. `close`, or dropping this object, stops it.
+    The function runs ahead of its reader. `close`, or dropping this object, stops it. One that may
+    run again (``max_retries``) must yield the same items each time: those that were stored stay.
     """
 
     def __init__(self, end: ObjectRef[None], ahead: int | None = None) -> None:
@@ -154,6 +155,7 @@ class Stream:
         with self._lock:
             if head is not self.head or _is_end(head):
                 return False
+            head.needs = ()
             is_last = head.state() == "failed"
             if not is_last:
                 self._kept[self.taken] = head
@@ -212,7 +214,7 @@ class Stream:
     def _expected(self) -> Entry:
         """The entry of the next item; looked for when somebody asks."""
         entry = Entry(self.session, f"{self.task}-{self.taken}", self._end.label)
-        entry.work = self._end.work
+        entry.needs = (self._end,)
         entry.start = self._arrive(entry)
         return entry
 

@@ -19,7 +19,14 @@ from typing import Any, NamedTuple
 _ENDS = 64  # places that are kept at each end of a traceback: a recursion has a thousand
 _LINES = 10  # source lines of one place: an expression may go over any number of them
 _PASSING = frozenset(
-    {"fsdray.api", "fsdray.coroutines", "fsdray.streams", "fsdray.values", "fsdray.worker"}
+    {
+        "fsdray.api",
+        "fsdray.coroutines",
+        "fsdray.maps",
+        "fsdray.streams",
+        "fsdray.values",
+        "fsdray.worker",
+    }
 )
 """Modules of ours that only pass on what was raised: they say nothing to the user."""
 

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from fsdray import coroutines, decoding, failure, loop, output, promise, wire
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
-from fsdray.loop import Job
+from fsdray.loop import Job, Turnstile
 from fsdray.promise import Promise
 from fsdray.refs import ObjectRef
 from fsdray.services import Backend, Buffer
@@ -224,8 +224,11 @@ class Values:
                 interrupt.add_note(f"{what} that this waited for {verb} cancelled")
             raise
 
-    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
-        """A future of the value itself."""
+    def future(self, ref: ObjectRef[Any], gives_back: bool = True) -> Future[Any]:
+        """A future of the value itself.
+
+        With `gives_back`, a task's concurrency is that of others until it is done.
+        """
         entry = ref._entry
         result: Future[Any] = Future()
         is_nested = decoding.is_here()
@@ -248,7 +251,9 @@ class Values:
                 return
             failed: BaseException | None = None
             try:
-                await self.start(entry).there()
+                # How it is waited for is not known: inside a task, as if nothing else were done.
+                with self._yielded(gives_back and not entry.payload.done()):
+                    await self.start(entry).there()
                 await self._fetch([entry])
             except BaseException as error:
                 failed = error
@@ -271,6 +276,8 @@ class Values:
 
     def escape(self, entry: Entry) -> None:
         """A ref is leaving this process: keep its value in objects until the session ends."""
+        if self._closed:
+            raise ObjectLost(f"the value of {entry.label} went with its session, which is over")
         with self._lock:
             if entry.escaped:
                 return
@@ -279,10 +286,14 @@ class Values:
             self._foreign[entry.id] = entry
         self.go(self._publish(entry))
 
-    def forget(self, key: str) -> None:
-        """Remove an object that nothing refers to any more."""
+    def forget(self, *keys: str) -> None:
+        """Remove objects that nothing refers to any more."""
         if not self._closed:
-            self.go(self.backend.objects.delete([key]))
+            self.go(self.backend.objects.delete(keys))
+
+    def forget_foreign(self) -> None:
+        """In a worker, between calls: who has refs of an earlier one keeps their values himself."""
+        self._foreign.clear()
 
     def settle(self, entry: Entry) -> None:
         """Wait until an entry's value, or its failure, is there."""
@@ -340,6 +351,9 @@ class Values:
         """
         for stream in list(self.streams.values()):
             stream.close(is_stopped=False)
+        await self._over()
+
+    async def _over(self) -> None:
         while self._underway:
             over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._flushing.append(over)
@@ -350,6 +364,16 @@ class Values:
         return not self._underway and not self.streams
 
     # Inside
+
+    async def all_resolved(self, entries: Mapping[int, Entry]) -> dict[int, Payload]:
+        """Entries' payloads, once all are there; of one that failed before, that alone."""
+        promises = {number: self.start(entry) for number, entry in entries.items()}
+        if not all(each.done() for each in promises.values()):
+            await promise.settled(list(promises.values()), _is_failed)
+        for number, each in promises.items():
+            if each.done() and _is_failed(each):
+                return {number: each.result()}
+        return {number: each.result() for number, each in promises.items()}
 
     async def resolved(self, entry: Entry) -> Payload:
         """An entry's payload, once it is there; its failure where it failed."""
@@ -484,6 +508,7 @@ class Values:
         self,
         work: Coroutine[Any, Any, None],
         ended: Callable[[BaseException | None], object] | None = None,
+        turnstile: Turnstile | None = None,
     ) -> Job:
         """Start work that must be over before the session ends, or the task replies.
 
@@ -493,6 +518,8 @@ class Values:
         def over(job: Job, error: BaseException | None) -> None:
             if ended is not None:
                 ended(error)
+            if turnstile is not None:
+                turnstile.leave()
             with self._lock:
                 self._underway.discard(job)
             if not self._underway:
@@ -504,7 +531,10 @@ class Values:
         job = Job(work, over)
         with self._lock:
             self._underway.add(job)
-        job.start()
+        if turnstile is not None:
+            turnstile.start(job)
+        else:
+            job.start()
         return job
 
     def keep(self, key: str, parts: Sequence[Buffer]) -> Kept:

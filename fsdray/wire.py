@@ -24,7 +24,7 @@ import cloudpickle
 
 from fsdray import modules
 from fsdray._version import __version__
-from fsdray.errors import EnvironmentMismatch, SettingsError
+from fsdray.errors import EnvironmentMismatch, FsdrayError, NotPicklable
 from fsdray.services import Buffer
 from fsdray.settings import Settings
 
@@ -82,7 +82,7 @@ def encode(value: Any) -> list[Buffer]:
 
     Raises
     ------
-    SettingsError
+    NotPicklable
         naming what cannot be pickled.
     """
     buffers: list[pickle.PickleBuffer] = []
@@ -93,9 +93,11 @@ def encode(value: Any) -> list[Buffer]:
             stream = io.BytesIO()
             _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
             body = stream.getvalue()
+    except FsdrayError:
+        raise  # a ref or an environment in it says what is wrong itself
     except Exception as error:
         # Pickling runs the __reduce__ of whatever the value holds.
-        raise SettingsError(
+        raise NotPicklable(
             f"a value of type {type(value).__name__} cannot be pickled, so it cannot be sent: "
             f"{error}"
         ) from error

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from fsdray import (
 )
 from fsdray.context import RuntimeContext
 from fsdray.costs.meter import Meter, set_outermost
-from fsdray.errors import FsdrayError, ObjectLost, RankFailed
+from fsdray.errors import FsdrayError, NotPicklable, ObjectLost, RankFailed
 from fsdray.services import Backend, Buffer
 from fsdray.session import Session
 from fsdray.wire import Call, Environment, Hole, Inline, Kept, Payload, RankReply, Reply
@@ -80,10 +81,13 @@ def _run_rank(here: Session, call: Call, timeout: float, meter: Meter, once: _On
 
     rank, failing = loop.run(start())
     collective.enter(rank.communicator)
+    # A rank that waits for a message may wait for what needs the very place that it has.
+    loop.when_long(here.yielded)
     try:
         own = _execute(here, call, meter, rank)
         reply = loop.run(rank.reply(own))
     finally:
+        loop.when_long(None)
         collective.enter(None)
         loop.get().call_soon_threadsafe(failing.cancel)
     mine = reply.ranks[call.gang.rank]
@@ -114,9 +118,11 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
                 streams.produce(here, call, value)
                 value = None
             results = _values(call, value, len(returns))
+            # All of them, before any is stored.
+            encoded_results = [_encoded(call, each) for each in results]
             payloads = [
-                _send(here, call, key, wire.encode(each))
-                for key, each in zip(returns, results, strict=True)
+                _send(here, call, key, parts)
+                for key, parts in zip(returns, encoded_results, strict=True)
             ]
     except BaseException as error:
         # Whatever the user's code raised is the task's outcome, SystemExit aside: the platform
@@ -133,7 +139,9 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
         ]
     finally:
         if not here.is_flushed():
-            loop.run(here.flush())
+            # Its children may be waiting for the very place that it has.
+            with here.yielded():
+                loop.run(here.flush())
         context.enter(None)
     return RankReply(tuple(payloads), meter.counts())
 
@@ -176,10 +184,24 @@ def _values(call: Call, value: Any, count: int) -> list[Any]:
         return [value]
     if count == 0:
         return []
-    if not isinstance(value, tuple | list) or len(value) != count:
-        got = f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
-        raise ValueError(f"{call.name} has num_returns={count}, but returned {got}")
-    return list(value)
+    wrong = f"{call.name} has num_returns={count}, but returned"
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{wrong} {type(value).__name__}")
+    # One more than wanted is enough to know: a generator may have no end.
+    returned = list(itertools.islice(value, count + 1))
+    if len(returned) != count:
+        least = "" if isinstance(value, Sized) or len(returned) < count else "at least "
+        got = len(value) if isinstance(value, Sized) else len(returned)
+        raise ValueError(f"{wrong} {least}{got} values")
+    return returned
+
+
+def _encoded(call: Call, value: Any) -> list[Buffer]:
+    try:
+        return wire.encode(value)
+    except NotPicklable as error:
+        # The user's error, not one of the session's settings.
+        raise TypeError(f"{call.name} returned what cannot be sent: {error}") from error
 
 
 def _read(here: Session, payload: Payload) -> Buffer:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,10 +40,10 @@ def directories() -> set[Path]:
 
 
 @contextmanager
-def clean_session() -> Iterator[None]:
+def clean_session(**settings: Any) -> Iterator[None]:
     """A local session that leaves no process and no directory."""
     before = processes(), directories()
-    fsd.init("local", concurrency=40)
+    fsd.init("local", **{"concurrency": 40, **settings})
     yield
     fsd.shutdown()
     assert processes() <= before[0], "a process was left over"

@@ -115,6 +115,23 @@ def test_causes_of_an_exception_stay() -> None:
     assert isinstance(raised.value.__cause__, TypeError)
 
 
+def test_what_led_to_an_exception_stays_where_nothing_was_said_of_it() -> None:
+    def again() -> None:
+        raise ValueError("outer")
+
+    @fsd.remote
+    async def fail() -> None:
+        try:
+            await add.remote("text")
+        except TypeError:
+            again()
+
+    with pytest.raises(ValueError, match="outer") as raised:
+        fsd.get(fail.remote())
+    assert isinstance(raised.value.__context__, TypeError)
+    assert not raised.value.__suppress_context__
+
+
 def test_what_is_left_running_is_cancelled_at_the_end(tmp_path: Path) -> None:
     @fsd.remote
     async def leave(note: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import fsdray as fsd
+from fsdray import promise
 from fsdray.errors import (
     FunctionCrashed,
     FunctionTimeout,
@@ -395,6 +396,36 @@ def test_after_a_death_midway_another_attempt_goes_on_with_the_items(tmp_path: P
     del generator
     swept()
     assert stored(task) == [], "what the second attempt could not know to be taken is gone too"
+
+
+def test_an_exception_that_is_retried_is_not_seen_and_items_go_on() -> None:
+    @fsd.remote(retry_exceptions=[ConnectionError])
+    def flaky() -> Iterator[int]:
+        for number in range(6):
+            if number == fsd.get_runtime_context().attempt:
+                raise ConnectionError("again")
+            yield number
+
+    with pytest.raises(ConnectionError):
+        values(flaky.options(max_retries=1).remote())
+    generator = flaky.options(max_retries=5).remote()
+    assert values(generator) == list(range(6))
+    assert receipt_of_all(generator).requests["invoke"] == 6
+
+
+def test_a_ctrl_c_while_an_item_is_waited_for_stops_the_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    generator = gated.remote("never", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(promise, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(generator)
+    with pytest.raises(TaskCancelled):
+        fsd.get(generator.completed(), timeout=60)
 
 
 @pytest.mark.parametrize("seed", range(2))

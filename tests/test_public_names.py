@@ -19,6 +19,7 @@ NAMES = [
     "__version__",
     "as_completed",
     "cancel",
+    "cluster_resources",
     "collective",
     "errors",
     "exceptions",
@@ -101,7 +102,9 @@ ERRORS = {
     "MismatchedCollective": ("CollectiveError",),
     "EnvironmentMismatch": ("FsdrayError",),
     "CostLimitExceeded": ("FsdrayError",),
+    "SessionError": ("FsdrayError", "RuntimeError"),
     "SettingsError": ("FsdrayError", "ValueError"),
+    "NotPicklable": ("SettingsError", "TypeError"),
 }
 
 
@@ -132,7 +135,9 @@ def test_the_tree_of_errors_is_this_one() -> None:
     tree = {
         name: tuple(base.__name__ for base in value.__bases__)
         for name, value in vars(errors).items()
-        if inspect.isclass(value) and value.__module__ == errors.__name__
+        if inspect.isclass(value)
+        and issubclass(value, Exception)
+        and value.__module__ == errors.__name__
     }
     assert tree == ERRORS
 

@@ -260,7 +260,7 @@ def test_wait_splits_refs_in_their_order() -> None:
     [
         (lambda: fsd.get(3), ValueError),
         (lambda: fsd.get((fsd.put(1),)), ValueError),
-        (lambda: fsd.get([1]), ValueError),
+        (lambda: fsd.get([1]), TypeError),
         (lambda: fsd.get(fsd.put(1), timeout=-1), ValueError),
         (lambda: fsd.put(fsd.put(1)), TypeError),
         (lambda: fsd.wait(fsd.put(1)), TypeError),
@@ -405,9 +405,35 @@ def test_a_calls_receipt_counts_what_it_asked_for() -> None:
     assert nested.receipt().requests["invoke"] == 3
 
 
+def test_a_ref_that_many_tasks_are_given_is_stored_once() -> None:
+    def puts() -> float:
+        return fsd.receipt().requests.get("put", 0)
+
+    @fsd.remote
+    def pick(array: Any, index: int) -> int:
+        return int(array[index])
+
+    fsd.get(pick.remote(np.arange(3), 0))  # the first call brings this module's source
+    before, array = puts(), np.arange(100_000)
+    ref = fsd.put(array)
+    assert fsd.get([pick.remote(ref, n) for n in range(100)]) == list(range(100))
+    assert puts() - before == 1
+    fsd.get([pick.remote(array, n) for n in range(3)])
+    assert puts() - before == 4, "by value, it is stored with each call"
+
+
 def test_thousands_of_results_stay_right_and_leave_no_objects() -> None:
     refs = [add.remote(n) for n in range(2000)]
     assert fsd.get(refs) == list(range(1, 2001))
     fsd.loop.run(fsd.session.current().flush())
     keys = fsd.loop.run(fsd.session.current().backend.objects.list("arguments/"))
     assert keys == []
+
+
+def test_a_dependency_that_fails_is_told_before_the_others_are_there() -> None:
+    never = fsd.remote(lambda: threading.Event().wait()).remote()
+    with pytest.raises(KeyError, match="early"):
+        fsd.get(add.remote(never, fail.remote(KeyError("early"))), timeout=60)
+    with pytest.raises(FunctionCrashed):
+        fsd.get(add.remote(never, fsd.remote(max_retries=0)(os._exit).remote(3)), timeout=60)
+    fsd.cancel(never)

@@ -7,6 +7,7 @@ results go from task to task through the platform and not through the caller.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fsdray import api, session
 from fsdray.errors import SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.remote import remote
+from fsdray.values import Entry
 
 if TYPE_CHECKING:
     from dask._task_spec import GraphNode
@@ -62,23 +64,29 @@ def get(
             "fsdray.integrations.dask needs Dask: pip install 'dask[array]'"
         ) from error
     wanted = set(flatten([keys]))  # type: ignore[no-untyped-call]  # Dask has few types
-    values = _submit(dsk, wanted, memory, timeout)
+    # Weakly: a result goes when the last task that needs it has ended.
+    started: weakref.WeakSet[Entry] = weakref.WeakSet()
+    values = _submit(dsk, wanted, memory, timeout, started)
     refs = {key: value for key, value in values.items() if isinstance(value, ObjectRef)}
     try:
         values.update(zip(refs, api.get(list(refs.values())), strict=True))
     except BaseException:
-        # What the others were for is not wanted any more: nor is what they wait for.
-        session.current().stop(refs.values())
+        # What the others were for will not be.
+        session.current().stop(ObjectRef(entry) for entry in list(started))
         raise
     return nested_get(keys, values)  # type: ignore[no-untyped-call]
 
 
 def _submit(
-    dsk: Any, wanted: set[Any], memory: int | None, timeout: float | None
+    dsk: Any,
+    wanted: set[Any],
+    memory: int | None,
+    timeout: float | None,
+    started: weakref.WeakSet[Entry],
 ) -> dict[Any, Any]:
     """Start the tasks that the wanted keys need; a ref or a plain value for each of those.
 
-    All other refs end here: a result goes when the last task that needs it has ended.
+    All other refs end here.
     """
     from dask._task_spec import Alias, DataNode, convert_legacy_graph, cull
     from dask.order import order
@@ -100,7 +108,9 @@ def _submit(
         else:
             names = list(node.dependencies)
             given = [values[name] for name in names]
-            values[key] = run.options(name=key_split(key)).remote(node, names, *given)
+            ref = run.options(name=key_split(key)).remote(node, names, *given)
+            started.add(ref._entry)
+            values[key] = ref
     return {key: values[key] for key in wanted}
 
 

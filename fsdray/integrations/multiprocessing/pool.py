@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from fsdray import session
-from fsdray.errors import FsdrayError, SettingsError
+from fsdray.errors import SessionError, SettingsError
 from fsdray.executor import Executor, ExecutorFuture, Pickled
 from fsdray.integrations.multiprocessing.jobs import Job, call, call_each, call_each_star
 from fsdray.integrations.multiprocessing.results import (
@@ -197,7 +197,7 @@ class Pool:
 
     def _submit(self, job: Pickled, *args: Any) -> ExecutorFuture[Any]:
         if self._session._closed:
-            raise FsdrayError("the session of this pool was shut down: make a new pool")
+            raise SessionError("the session of this pool was shut down: make a new pool")
         return self._executor._submit(self._session, job, args, {})
 
     def _job(self, run: Callable[..., Any], func: Callable[..., Any]) -> Pickled:
