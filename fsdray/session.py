@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
@@ -28,7 +29,7 @@ from fsdray.services import Backend, Buffer
 from fsdray.settings import Settings
 from fsdray.submission import PerRank, Submission, dig
 from fsdray.values import Entry, Values, value_key
-from fsdray.wire import Call, Environment, Gang, Inline, Kept, Payload
+from fsdray.wire import Call, Environment, Gang, Hole, Inline, Kept, Payload
 
 _HANDED = 1024  # calls that are handed to the platform at one time, though fewer may run
 
@@ -39,6 +40,7 @@ class Session(Values):
     def __init__(self, backend: Backend, settings: Settings, is_driver: bool) -> None:
         super().__init__(backend, settings, is_driver)
         self._functions: dict[str, Kept] = {}
+        self._large: WeakValueDictionary[bytes, Entry] = WeakValueDictionary()  # by digest
         self.environment = Environment()  # inside a task, what its own call was given
         self.runtime_env: RuntimeEnv | None = None  # of all calls that the driver makes
         self._own: frozenset[str] = frozenset()  # the user's modules that this session needs
@@ -67,7 +69,11 @@ class Session(Values):
         args, kwargs, holes, given = dig(submission)
         try:
             with wire.collecting_modules() as needed, wire.collecting() as nested:
-                arguments = self._send(f"arguments/{task}", wire.encode((args, kwargs)))
+                parts = wire.encode((args, kwargs))
+                if wire.size(parts) > self.settings.inline_limit:
+                    args, kwargs = self._lifted(args, kwargs, holes, len(given))
+                    parts = wire.encode((args, kwargs))
+                arguments = self._send(f"arguments/{task}", parts)
                 sent = self._send_given(task, given, size or 1)
             self.need(submission.modules | needed)
             environment = self.shipped(submission.runtime_env)
@@ -117,7 +123,8 @@ class Session(Values):
             garbage = [arguments]
             work = self._run_task(call, submission.retry, holes, entries, garbage)
             # What waits for other values must not keep those from being made.
-            self._go_for(entries, garbage, work, None if holes else self._turnstile)
+            is_ready = all(entry.payload.done() for entry in holes.values())
+            self._go_for(entries, garbage, work, self._turnstile if is_ready else None)
         else:
             for rank, entry in enumerate(entries):
                 entry.gang = (task, rank)
@@ -333,6 +340,42 @@ class Session(Values):
         if wire.size(parts) <= self.settings.inline_limit:
             return Inline(b"".join(parts))
         return self.keep(key, parts)
+
+    def _lifted(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        holes: dict[int, Entry],
+        given: int,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments with more holes: one for each that is large, which is stored by itself."""
+
+        def lifted(value: Any) -> Any:
+            if isinstance(value, Hole):
+                return value
+            parts = wire.encode(value)
+            if wire.size(parts) <= self.settings.inline_limit:
+                return value
+            number = len(holes) + given
+            holes[number] = self._stored_once(parts)
+            return Hole(number)
+
+        return [lifted(value) for value in args], {k: lifted(v) for k, v in kwargs.items()}
+
+    def _stored_once(self, parts: Sequence[Buffer]) -> Entry:
+        """An encoded value in objects: however many calls are given it, until none needs it."""
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        name = digest.digest()
+        with self._lock:
+            entry = self._large.get(name)
+        if entry is None:
+            entry = Entry(self, self.new_id(), "an argument")
+            entry.payload.set_result(self.keep(value_key(entry.id), parts))
+            with self._lock:
+                self._large[name] = entry
+        return entry
 
     def _send_function(self, pickled: bytes) -> Payload:
         """A function's bytes: stored once, however often it is called, if they are many."""

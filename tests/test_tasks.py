@@ -418,8 +418,36 @@ def test_a_ref_that_many_tasks_are_given_is_stored_once() -> None:
     ref = fsd.put(array)
     assert fsd.get([pick.remote(ref, n) for n in range(100)]) == list(range(100))
     assert puts() - before == 1
-    fsd.get([pick.remote(array, n) for n in range(3)])
-    assert puts() - before == 4, "by value, it is stored with each call"
+
+
+def test_a_large_argument_is_stored_once_while_any_task_needs_it() -> None:
+    here = fsd.session.current()
+
+    def puts() -> float:
+        return fsd.receipt().requests.get("put", 0)
+
+    @fsd.remote
+    def pick(index: int, array: Any, *, gate: str, label: str = "") -> tuple[int, str]:
+        assert fsd.loop.run(fsd.session.current().backend.objects.get(gate, wait=30)) is not None
+        return int(array[index]), label[:1]
+
+    objects = here.backend.objects
+    fsd.loop.run(objects.put("gate-0", b""))
+    fsd.get(pick.remote(0, np.arange(3), gate="gate-0"))  # brings this module's source
+    stored = set(fsd.loop.run(objects.list("")))
+    before, array, text = puts(), np.arange(100_000), "t" * 300_000
+    refs = [pick.remote(n, array.copy(), gate="gate-1", label=text) for n in range(50)]
+    array[7] = -1  # another value from now on
+    refs += [pick.remote(n, array, gate="gate-1") for n in range(50)]
+    assert puts() - before == 3, "one for each value, however often it was given"
+    fsd.loop.run(objects.put("gate-1", b""))
+    values = fsd.get(refs)
+    assert values[:50] == [(n, "t") for n in range(50)]
+    assert values[50:] == [(-1 if n == 7 else n, "") for n in range(50)]
+    fsd.loop.run(here.flush())
+    left = set(fsd.loop.run(objects.list(""))) - stored
+    assert left == {"gate-1"}, "an argument goes with the last call that needs it"
+    fsd.loop.run(objects.delete(["gate-0", "gate-1"]))
 
 
 def test_thousands_of_results_stay_right_and_leave_no_objects() -> None:
