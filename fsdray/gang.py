@@ -57,13 +57,21 @@ class Breaker:
     announce : tells the other ranks through the channel.
     """
 
-    def __init__(self, announce: Callable[[bytes], asyncio.Task[None]]) -> None:
+    def __init__(self, announce: Callable[[bytes], asyncio.Task[list[str]]]) -> None:
         self._announce = announce
         self._listeners: list[Callable[[RankFailed], None]] = []
         self.broken: Broken | None = None  # ranks died: nobody's result is whole
         self.event = asyncio.Event()  # set with `broken`
-        self.announcing: asyncio.Task[None] | None = None
+        self.announcing: asyncio.Task[list[str]] | None = None
         self._is_told = False
+
+    @property
+    def written(self) -> list[str]:
+        """Objects that announcing has written, and that must be removed."""
+        told = self.announcing
+        if told is None or not told.done() or told.cancelled() or told.exception() is not None:
+            return []
+        return told.result()
 
     def listen(self, listener: Callable[[RankFailed], None]) -> None:
         """Call `listener` when the gang breaks."""
@@ -163,7 +171,7 @@ def rendezvous(gang: Gang) -> Rendezvous:
 def breaker_for(backend: Backend, gang: Gang) -> Breaker:
     """A breaker that announces on the gang's channel."""
 
-    def announce(why: bytes) -> asyncio.Task[None]:
+    def announce(why: bytes) -> asyncio.Task[list[str]]:
         source = max(gang.rank, 0)
         return asyncio.create_task(
             channels.announce(backend, rendezvous(gang), source, gang.size, why)
@@ -219,7 +227,7 @@ class Rank:
         """This rank's outcome with its children's, once all are there."""
         await self.communicator.close()
         replies = await self._tree
-        own = dataclasses.replace(own, written=tuple(self._channel.written))
+        own = dataclasses.replace(own, written=(*self._channel.written, *self.breaker.written))
         return Reply({self._gang.rank: own, **replies}, self.breaker.broken)
 
     async def last_reply(self) -> Reply:

@@ -69,6 +69,14 @@ class Pace:
             step = min(step * self.factor, self.ceiling)
         return looks
 
+    def look(self, waited: float) -> float:
+        """When, in seconds after the wait began, the first look at or after `waited` is."""
+        at, step = 0.0, self.first
+        while at < waited:
+            at += step
+            step = min(step * self.factor, self.ceiling)
+        return at
+
 
 @dataclass(frozen=True)
 class FunctionLimits:
@@ -102,6 +110,36 @@ class MessageLimits:
     wait: float = 20.0  # seconds of one long poll
     visibility: float = 30.0  # seconds until an unacknowledged delivery comes again
 
+    def check_publish(self, messages: Sequence[Message]) -> None:
+        """Raise `SettingsError` for a batch that is over the limits."""
+        sizes = [memoryview(message.body).nbytes for message in messages]
+        if not 1 <= len(messages) <= self.batch_messages:
+            raise SettingsError(
+                f"a batch has 1 to {self.batch_messages} messages, not {len(messages)}"
+            )
+        if max(sizes) > self.message or sum(sizes) > self.batch:
+            raise SettingsError(
+                f"messages of {sizes} bytes: one may have {self.message}, "
+                f"a batch {self.batch} in all"
+            )
+        if any(not 1 <= len(message.inboxes) <= self.fanout for message in messages):
+            raise SettingsError(f"a message goes to 1 to {self.fanout} inboxes")
+
+    def check_wait(self, wait: float) -> None:
+        """Raise `SettingsError` for seconds that no long poll lasts."""
+        if not 0 <= wait <= self.wait:
+            raise SettingsError(f"wait={wait} s: a long poll lasts 0 to {self.wait} s")
+
+    def check_acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """Raise `SettingsError` for deliveries that are not acknowledged in one call."""
+        if not 1 <= len(deliveries) <= self.acknowledge:
+            raise SettingsError(
+                f"1 to {self.acknowledge} deliveries are acknowledged at once, "
+                f"not {len(deliveries)}"
+            )
+        if len({delivery.inbox for delivery in deliveries}) > 1:
+            raise SettingsError("deliveries of one inbox are acknowledged together")
+
 
 @dataclass(frozen=True)
 class ObjectLimits:
@@ -109,6 +147,11 @@ class ObjectLimits:
 
     key: int = 1024  # bytes of UTF-8
     delete_keys: int = 1000  # keys of one delete
+
+    def check_key(self, key: str) -> None:
+        """Raise `SettingsError` for a key that no object can have."""
+        if not 0 < len(key.encode()) <= self.key:
+            raise SettingsError(f"a key has 1 to {self.key} bytes, not {len(key.encode())}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from scipy.sparse import csr_array
 
 import fsdray as fsd
-from fsdray import inference
+from fsdray import inference, loop, session
 from fsdray.collective import AsyncCommunicator
 from fsdray.errors import (
     FunctionCrashed,
@@ -190,6 +190,8 @@ def test_an_exception_of_one_rank_is_the_callers_and_the_cause_of_the_others(
             assert raised.value.ranks == [2]
             assert isinstance(raised.value.cause, KeyError)
             assert isinstance(raised.value.cause, TaskError)
+    objects = loop.run(session.current().backend.objects.list(""))
+    assert not any(key.endswith("/abort") for key in objects)
 
 
 def test_a_rank_that_needed_nobody_keeps_its_value_when_another_raises() -> None:

@@ -65,19 +65,29 @@ COLLECTIVE_NAMES = [
 ]
 
 TESTING_NAMES = [
+    "EXPRESS",
     "FUNCTION_CHECKS",
     "MESSAGE_CHECKS",
     "OBJECT_CHECKS",
     "STOP_CHECKS",
+    "Deadlock",
+    "Death",
+    "Faults",
     "FaultyMessages",
     "FaultyObjects",
+    "Latency",
+    "Network",
+    "Simulation",
+    "Trace",
     "call_function",
     "check_functions",
     "check_messages",
     "check_objects",
+    "compute",
     "decode_reply",
     "encode_call",
     "run_ranks",
+    "simulate",
 ]
 
 # DESIGN: who catches the class on the right catches the one on the left.

@@ -76,6 +76,14 @@ def test_the_looks_are_at_the_times_that_first_factor_and_ceiling_say(pace: Pace
         assert pace.misses((this + following) / 2) == number + 1
 
 
+@given(pace=paces, waited=seconds)
+def test_a_key_is_found_by_the_first_look_after_it_came(pace: Pace, waited: float) -> None:
+    found = pace.look(waited)
+    assert waited <= found <= waited + max(pace.first, pace.ceiling)
+    assert pace.look(found) == found
+    assert pace.misses(found) == pace.misses(waited)
+
+
 def test_a_second_of_waiting_at_the_default_pace_misses_eight_times() -> None:
     # 0, 25, 62, 119, 203, 330, 520 and 804 ms: sums of 25 ms · 1.5^k.
     assert Pace().misses(1.0) == 8

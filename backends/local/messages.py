@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fsdray.errors import ServiceError, SettingsError
+from fsdray.errors import ServiceError
 from fsdray.services import Count, Delivery, Message, MessageLimits, units
 
 
@@ -154,40 +154,22 @@ class LocalMessages:
         await self._post.release(inboxes)
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        limits = self.limits
-        sizes = [memoryview(message.body).nbytes for message in messages]
-        if not 1 <= len(messages) <= limits.batch_messages:
-            raise SettingsError(
-                f"a batch has 1 to {limits.batch_messages} messages, not {len(messages)}"
-            )
-        if max(sizes) > limits.message or sum(sizes) > limits.batch:
-            raise SettingsError(
-                f"messages of {sizes} bytes: one may have {limits.message}, "
-                f"a batch {limits.batch} in all"
-            )
-        if any(not 1 <= len(message.inboxes) <= limits.fanout for message in messages):
-            raise SettingsError(f"a message goes to 1 to {limits.fanout} inboxes")
+        self.limits.check_publish(messages)
+        size = sum(memoryview(message.body).nbytes for message in messages)
         self._count("publish", 1)
-        self._count("publish_units", units(sum(sizes)))
-        self._count("publish_bytes", sum(sizes))
+        self._count("publish_units", units(size))
+        self._count("publish_bytes", size)
         await self._post.publish([(bytes(m.body), m.inboxes) for m in messages])
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
-        if not 0 <= wait <= self.limits.wait:
-            raise SettingsError(f"wait={wait} s: a long poll lasts 0 to {self.limits.wait} s")
+        self.limits.check_wait(wait)
         taken = await self._post.receive(inbox, wait)
         self._count("receive", 1)
         self._count("receive_units", units(sum(len(body) for _, body in taken)))
         return [Delivery(inbox, receipt, body) for receipt, body in taken]
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        if not 1 <= len(deliveries) <= self.limits.acknowledge:
-            raise SettingsError(
-                f"1 to {self.limits.acknowledge} deliveries are acknowledged at once, "
-                f"not {len(deliveries)}"
-            )
-        if len({delivery.inbox for delivery in deliveries}) > 1:
-            raise SettingsError("deliveries of one inbox are acknowledged together")
+        self.limits.check_acknowledge(deliveries)
         self._count("acknowledge", 1)
         await self._post.acknowledge(deliveries[0].inbox, [d.receipt for d in deliveries])
 

@@ -182,7 +182,7 @@ class LocalObjects:
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> str | None:
-        self._check(key)
+        self.limits.check_key(key)
         if if_absent and if_match is not None:
             raise SettingsError("if_absent and if_match exclude each other")
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
@@ -208,7 +208,7 @@ class LocalObjects:
         wait: float | None = None,
         pace: Pace = Pace(),
     ) -> Blob | None:
-        self._check(key)
+        self.limits.check_key(key)
         if range is not None and not 0 <= range[0] <= range[1]:
             raise SettingsError(f"range={range}: start at 0 or later and do not end before it")
         blob = self._files.read(key, range)
@@ -247,10 +247,6 @@ class LocalObjects:
             # What S3 would have billed for looking, where nobody tells a reader to wake.
             self._count("miss", pace.misses(loop.time() - began))
         return blob
-
-    def _check(self, key: str) -> None:
-        if not 0 < len(key.encode()) <= self.limits.key:
-            raise SettingsError(f"a key has 1 to {self.limits.key} bytes, not {len(key.encode())}")
 
 
 def _contents(fd: int, start: int, length: int) -> memoryview:

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fsdray.services import Buffer
 
@@ -18,7 +19,7 @@ VERSION = 2
 _HEADER = struct.Struct("<2sBBBB16sQQIqIIQI")
 _TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
 _MAGIC = b"FR"
-_RANK = struct.Struct("<I")
+RANK_SIZE = 4  # bytes
 
 
 class Operation(enum.IntEnum):
@@ -48,8 +49,7 @@ class Codec(enum.IntEnum):
     ZSTD = 1
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """Which message of a gang: the `number`-th of its kind that `source` sent.
 
     Collectives are numbered in the order in which a communicator calls them; sends (`is_send`)
@@ -92,7 +92,7 @@ class Corrupted(ValueError):
 
 def head_size(destinations: int) -> int:
     """Bytes of a frame to so many ranks before its payload."""
-    return _HEADER.size + destinations * _RANK.size
+    return _HEADER.size + destinations * RANK_SIZE
 
 
 def overhead(destinations: int) -> int:
@@ -122,7 +122,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         frame.parts,
         sum(memoryview(part).nbytes for part in payload),
         len(frame.destinations),
-    ) + b"".join(map(_RANK.pack, frame.destinations))
+    ) + pack_ranks(frame.destinations)
     mac = bytes(16)
     checksum = zlib.crc32(head)
     for part in payload:
@@ -144,15 +144,13 @@ def unpack(data: Buffer) -> Frame:
     magic, version, operation, codec, _, epoch, comm, number, source, tag, part, parts, n, ranks = (
         _HEADER.unpack_from(view)
     )
-    start = _HEADER.size + ranks * _RANK.size
+    start = _HEADER.size + ranks * RANK_SIZE
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
     mac, checksum = _TRAILER.unpack_from(view, start + n)
     if zlib.crc32(mac, zlib.crc32(view[: start + n])) != checksum:
         raise Corrupted("a frame whose checksum does not match")
-    destinations = tuple(
-        _RANK.unpack_from(view, _HEADER.size + i * _RANK.size)[0] for i in range(ranks)
-    )
+    destinations = unpack_ranks(view, _HEADER.size, ranks)
     return Frame(
         epoch,
         Operation(operation),
@@ -166,6 +164,16 @@ def unpack(data: Buffer) -> Frame:
         parts,
         view[start : start + n],
     )
+
+
+def pack_ranks(ranks: Sequence[int]) -> bytes:
+    """Ranks as bytes, four each."""
+    return struct.pack(f"<{len(ranks)}I", *ranks)
+
+
+def unpack_ranks(data: Buffer, at: int, count: int) -> tuple[int, ...]:
+    """The `count` ranks that lie at `at` of what `pack_ranks` wrote."""
+    return struct.unpack_from(f"<{count}I", data, at)
 
 
 def operation_in(start: Buffer) -> Operation | None:

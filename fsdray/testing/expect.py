@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Coroutine
@@ -17,6 +18,11 @@ PATIENCE = 30.0  # seconds after which something that must happen has not
 SOON = 1.0  # seconds in which whoever waits must have been woken
 MOMENT = 0.2  # seconds given to something that must not happen
 IDLE_SHARE = 0.1  # of a core, above which a wait is a hidden loop
+
+
+def now() -> float:
+    """The loop's time, in seconds: virtual where the loop's is."""
+    return asyncio.get_running_loop().time()
 
 
 async def refused(use: Coroutine[Any, Any, Any], what: str) -> None:

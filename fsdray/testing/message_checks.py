@@ -23,7 +23,7 @@ from fsdray.services import (
     MessageLimits,
     Messages,
 )
-from fsdray.testing.expect import IDLE_SHARE, MOMENT, PATIENCE, SOON, refused, wide_view
+from fsdray.testing.expect import IDLE_SHARE, MOMENT, PATIENCE, SOON, now, refused, wide_view
 
 MessageCheck: TypeAlias = Callable[[Messages], Coroutine[Any, Any, None]]
 
@@ -84,10 +84,10 @@ async def a_waiting_reader_is_woken_by_a_publish(messages: Messages) -> None:
         reader = asyncio.create_task(messages.receive(inbox, wait=messages.limits.wait))
         done, _ = await asyncio.wait({reader}, timeout=MOMENT)
         assert not done, "a receive from an empty inbox returned before its wait was over"
-        began = time.monotonic()
+        began = now()
         await messages.publish([Message(b"wake", (inbox,))])
         deliveries = await asyncio.wait_for(reader, PATIENCE)
-        took = time.monotonic() - began
+        took = now() - began
         assert [bytes(d.body) for d in deliveries] == [b"wake"], f"got {deliveries}"
         assert took < SOON, f"a waiting reader was woken only after {took:.2f} s"
         await messages.acknowledge(deliveries)
@@ -96,9 +96,9 @@ async def a_waiting_reader_is_woken_by_a_publish(messages: Messages) -> None:
 async def an_idle_reader_waits_its_time_and_uses_no_processor(messages: Messages) -> None:
     wait = min(1.0, messages.limits.wait)
     async with _leased(messages, 1) as [inbox]:
-        began, used = time.monotonic(), time.process_time()
+        began, used = now(), time.process_time()
         deliveries = await messages.receive(inbox, wait=wait)
-        took, used = time.monotonic() - began, time.process_time() - used
+        took, used = now() - began, time.process_time() - used
     assert deliveries == [], f"an empty inbox delivered {deliveries}"
     assert took >= 0.9 * wait, f"a receive with wait={wait} came back after {took:.2f} s"
     assert used < IDLE_SHARE * wait, f"an idle reader used {used:.2f} s of processor in {took:.2f}"
@@ -106,9 +106,9 @@ async def an_idle_reader_waits_its_time_and_uses_no_processor(messages: Messages
 
 async def a_receive_without_wait_returns_at_once(messages: Messages) -> None:
     async with _leased(messages, 1) as [inbox]:
-        began = time.monotonic()
+        began = now()
         deliveries = await messages.receive(inbox, wait=0)
-        took = time.monotonic() - began
+        took = now() - began
     assert deliveries == [], f"an empty inbox delivered {deliveries}"
     assert took < SOON, f"a receive with wait=0 took {took:.2f} s"
 
@@ -141,7 +141,7 @@ async def what_one_reader_leaves_reaches_another_that_waits(messages: Messages) 
     async with _leased(messages, 1) as [inbox]:
         readers = {asyncio.create_task(messages.receive(inbox, wait=limits.wait)) for _ in range(2)}
         await asyncio.wait(readers, timeout=MOMENT)
-        began = time.monotonic()
+        began = now()
         await messages.publish([Message(b"left behind", (inbox,))])
         done, waiting = await asyncio.wait(
             readers, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
@@ -151,7 +151,7 @@ async def what_one_reader_leaves_reaches_another_that_waits(messages: Messages) 
             second = await asyncio.wait_for(waiting.pop(), PATIENCE + limits.wait)
             if not second:
                 second = await _collect(messages, inbox, [b"left behind"])
-            took = time.monotonic() - began
+            took = now() - began
             assert [bytes(d.body) for d in second] == [b"left behind"], f"got {second}"
             late = took - limits.visibility
             assert late < limits.visibility + 2 * SOON, (

@@ -22,6 +22,7 @@ from fsdray.testing.expect import (
     MOMENT,
     PATIENCE,
     SOON,
+    now,
     own_prefix,
     refused,
     some_bytes,
@@ -204,10 +205,10 @@ async def a_waiting_reader_is_woken_by_a_put(objects: Objects) -> None:
         done, _ = await asyncio.wait({whole, part}, timeout=MOMENT)
         assert not done, "a get with wait came back before the key was there"
         await objects.put(prefix + "another", b"not this one")
-        began = time.monotonic()
+        began = now()
         await objects.put(key, b"here")
         blobs = await asyncio.wait_for(asyncio.gather(whole, part), PATIENCE)
-        took = time.monotonic() - began
+        took = now() - began
         got = [bytes(blob.data) if blob is not None else None for blob in blobs]
         assert got == [b"here", b"er"], f"two readers that waited for b'here' got {got}"
         assert took < 2 * SOON, f"readers that waited were woken only after {took:.2f} s"
@@ -215,17 +216,17 @@ async def a_waiting_reader_is_woken_by_a_put(objects: Objects) -> None:
 
 async def a_wait_ends_with_none(objects: Objects) -> None:
     async with own_prefix(objects) as prefix:
-        began, used = time.monotonic(), time.process_time()
+        began, used = now(), time.process_time()
         blob = await objects.get(prefix + "never", wait=0.5)
-        took, used = time.monotonic() - began, time.process_time() - used
+        took, used = now() - began, time.process_time() - used
         assert blob is None, f"a key that was never put held {blob}"
         assert 0.4 < took < PATIENCE, f"a get with wait=0.5 took {took:.2f} s"
         assert used < IDLE_SHARE, f"a get that waited used {used:.2f} s of processor"
         await objects.put(prefix + "there", b"x")
-        began = time.monotonic()
+        began = now()
         blob = await objects.get(prefix + "there", wait=PATIENCE)
         assert blob is not None, "a get with wait missed a key that was there"
-        assert time.monotonic() - began < SOON, "a get with wait waited for a key that was there"
+        assert now() - began < SOON, "a get with wait waited for a key that was there"
 
 
 async def a_list_is_sorted_and_has_the_prefix_alone(objects: Objects) -> None:

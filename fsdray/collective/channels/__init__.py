@@ -95,8 +95,11 @@ def open_channel(
 
 async def announce(
     backend: Backend, rendezvous: Rendezvous, source: int, size: int, why: bytes
-) -> None:
-    """Tell every rank that the gang is broken; `why` goes to each rank's mailbox as it is."""
+) -> list[str]:
+    """Tell every rank that the gang is broken; `why` goes to each rank's mailbox as it is.
+
+    Returns the objects that this wrote, for `clear`.
+    """
     frame = Frame(
         epoch=rendezvous.epoch,
         operation=Operation.ABORT,
@@ -112,8 +115,9 @@ async def announce(
     )
     if rendezvous.channel == "queue":
         await queue_channel.announce(backend.messages, rendezvous.inboxes, frame)
-    else:
-        await object_channel.announce(backend.objects, rendezvous.gang, frame)
+        return []
+    await object_channel.announce(backend.objects, rendezvous.gang, frame)
+    return [object_channel.abort_key(rendezvous.gang)]
 
 
 async def clear(

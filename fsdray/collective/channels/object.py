@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fsdray.collective.frames import (
+    RANK_SIZE,
     Codec,
     Corrupted,
     Frame,
@@ -20,7 +22,9 @@ from fsdray.collective.frames import (
     operation_in,
     pack,
     pack_parts,
+    pack_ranks,
     unpack,
+    unpack_ranks,
 )
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel
@@ -28,6 +32,9 @@ from fsdray.errors import CollectiveError, MismatchedCollective
 from fsdray.services import KIB, MIB, Blob, Buffer, Objects, Pace
 
 HEAD = 64 * KIB  # bytes of the first read: an index, and small frames behind it
+WINDOW = 64
+"""Objects of one collective that a rank looks for at a time. More would not come sooner, since a
+client has no more connections, and each look at an object that is not there yet is billed."""
 ABORT_PACE = Pace(first=0.5, factor=1.5, ceiling=5.0)  # seconds between looks for an abort
 _WAIT = 900.0  # seconds of one wait; deadlines are the communicator's
 _PATIENCE = 0.25  # seconds of waiting before a rank looks for an abort at all
@@ -35,7 +42,6 @@ _ALIGN = 64  # bytes: arrays are used where they lie in a mapped object
 _BLOCKING = 4 * MIB  # checksums of more than this are left to a thread
 _COUNT = struct.Struct("<II")  # frames, bytes of index
 _ENTRY = struct.Struct("<QQI")  # offset, length, destinations
-_RANK = struct.Struct("<I")
 
 
 class SendsNothing(MismatchedCollective):
@@ -71,6 +77,7 @@ class ObjectChannel:
         self._size = size
         self._mailbox = mailbox
         self._fetching: dict[Key, asyncio.Task[None]] = {}
+        self._collecting: dict[asyncio.Future[None], Sequence[Key]] = {}
         self.written: list[str] = []
 
     async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
@@ -94,25 +101,23 @@ class ObjectChannel:
 
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()
-        for key in keys:
+        self._collecting[changed] = keys
+        # Of a collective all are needed, so the first ones do; of sends, whichever comes first.
+        is_collective = any(not key.is_send for key in keys[:1])
+        for key in keys[:WINDOW] if is_collective else keys:
             if key not in self._fetching:
                 self._fetching[key] = asyncio.create_task(self._fetch(key))
-        fetching = [self._fetching[key] for key in keys]
         watch: asyncio.Task[None] | None = None
         try:
-            while not changed.done():
-                running = [task for task in (*fetching, watch) if task and not task.done()]
-                done, _ = await asyncio.wait(
-                    [changed, *running],
-                    timeout=_PATIENCE if watch is None else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                for task in done - {changed}:
-                    task.result()
-                if not done and watch is None:
-                    watch = asyncio.create_task(self._watch_abort())
-            changed.result()
+            await asyncio.wait([changed], timeout=_PATIENCE)
+            if not changed.done():
+                watch = asyncio.create_task(self._watch_abort())
+                await asyncio.wait([changed, watch], return_when=asyncio.FIRST_COMPLETED)
+                if watch.done():
+                    watch.result()
+            await changed
         finally:
+            del self._collecting[changed]
             changed.cancel()
             if watch is not None:
                 watch.cancel()
@@ -124,8 +129,18 @@ class ObjectChannel:
             await asyncio.wait(list(self._fetching.values()))
 
     async def _fetch(self, key: Key) -> None:
+        """Bring one message; an error is that of all who collect it."""
         try:
-            path = self._path(key, self._rank)
+            await self._bring(key, self._path(key, self._rank))
+        except Exception as error:  # whatever it is: this task has nobody who awaits it
+            for changed, keys in self._collecting.items():
+                if key in keys and not changed.done():
+                    changed.set_exception(error)
+        finally:
+            self._fetching.pop(key, None)
+
+    async def _bring(self, key: Key, path: str) -> None:
+        try:
             blob = None
             while blob is None:
                 blob = await self._objects.get(path, range=(0, HEAD), wait=_WAIT)
@@ -141,11 +156,11 @@ class ObjectChannel:
                 frame = await asyncio.to_thread(unpack, data)
             else:
                 frame = unpack(data)
+            if len(frame.payload) < len(data) // 2:  # do not keep the index for its sake
+                frame = replace(frame, payload=bytearray(frame.payload))
             self._mailbox.deposit(frame)
         except Corrupted as error:
             raise CollectiveError(f"object {path!r} is damaged: {error}") from error
-        finally:
-            self._fetching.pop(key, None)
 
     async def _locate(self, path: str, source: int, blob: Blob) -> tuple[int, int]:
         """Where in the object this rank's frame lies."""
@@ -160,10 +175,9 @@ class ObjectChannel:
         for _ in range(count):
             offset, length, destinations = _ENTRY.unpack_from(head, at)
             at += _ENTRY.size
-            for _ in range(destinations):
-                if _RANK.unpack_from(head, at)[0] == self._rank:
-                    return offset, offset + length
-                at += _RANK.size
+            if self._rank in unpack_ranks(head, at, destinations):
+                return offset, offset + length
+            at += RANK_SIZE * destinations
         first, _, _ = _ENTRY.unpack_from(head, _COUNT.size)
         called = operation_in(blob.data[first:])
         what = "another operation" if called is None else called.name.lower()
@@ -182,7 +196,7 @@ class ObjectChannel:
 def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
     """One object of all parcels: an index, then their frames, their payloads aligned."""
     index_size = _COUNT.size + sum(
-        _ENTRY.size + _RANK.size * len(parcel.destinations) for parcel in outgoing.parcels
+        _ENTRY.size + RANK_SIZE * len(parcel.destinations) for parcel in outgoing.parcels
     )
     index = [_COUNT.pack(len(outgoing.parcels), index_size)]
     body: list[Buffer] = []
@@ -193,7 +207,7 @@ def combine(epoch: bytes, source: int, outgoing: Outgoing) -> list[Buffer]:
         packed = pack_parts(_frame(epoch, source, outgoing, parcel), parcel.payload)
         length = sum(memoryview(part).nbytes for part in packed)
         index.append(_ENTRY.pack(at + pad, length, len(parcel.destinations)))
-        index += map(_RANK.pack, parcel.destinations)
+        index.append(pack_ranks(parcel.destinations))
         body += (bytes(pad), *packed)
         at += pad + length
     return [b"".join(index), *body]
