@@ -308,13 +308,14 @@ class NamedGroup:
         if own:
             await self._backend.objects.delete(own)
 
-    def _announce(self, why: bytes) -> asyncio.Task[None]:
+    def _announce(self, why: bytes) -> asyncio.Task[list[str]]:
         return asyncio.create_task(self._tell(why))
 
-    async def _tell(self, why: bytes) -> None:
+    async def _tell(self, why: bytes) -> list[str]:
+        """Tell the others; the objects that this wrote, which stay for those who come to look."""
         assert self._meeting is not None
         try:
-            await channels.announce(self._backend, self._meeting, self.rank, self.size, why)
+            return await channels.announce(self._backend, self._meeting, self.rank, self.size, why)
         except ServiceError:
             # Some have gone and given their inboxes back: the others are told one by one.
             await asyncio.gather(
@@ -330,6 +331,7 @@ class NamedGroup:
                 ),
                 return_exceptions=True,
             )
+            return []
 
     # Objects
 
