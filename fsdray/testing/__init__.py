@@ -13,6 +13,7 @@ from fsdray.testing.calls import call_function, decode_reply, encode_call
 from fsdray.testing.faults import FaultyMessages, FaultyObjects
 from fsdray.testing.function_checks import FUNCTION_CHECKS, STOP_CHECKS, check_functions
 from fsdray.testing.inprocess import run_ranks
+from fsdray.testing.lambda_host import LambdaHost
 from fsdray.testing.message_checks import MESSAGE_CHECKS, check_messages
 from fsdray.testing.object_checks import OBJECT_CHECKS, check_objects
 
@@ -23,6 +24,7 @@ __all__ = [
     "STOP_CHECKS",
     "FaultyMessages",
     "FaultyObjects",
+    "LambdaHost",
     "call_function",
     "check_functions",
     "check_messages",

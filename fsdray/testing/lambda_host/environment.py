@@ -29,6 +29,8 @@ from fsdray.testing.lambda_host.limits import MB, RESPONSE_PAYLOAD
 from fsdray.testing.lambda_host.processes import Exit, Processes
 
 _RUNTIME = "/2018-06-01/runtime/"
+_AWAKE = 0.05  # seconds after a call in which an environment is not frozen yet: cheaper to reuse
+SHUTDOWN = 0.001  # seconds that requests under way are given; aiohttp takes 0 for no limit
 _PIPE = 1 << 20  # bytes that an environment may write ahead of the host
 _numbers = itertools.count(1)
 
@@ -98,6 +100,8 @@ class Environment:
         self._api = web.Server(self._serve, access_log=None)
         self._log = -1  # where its output is read from
         self._peak = 0  # bytes
+        self._is_frozen = False
+        self._freezing: asyncio.TimerHandle | None = None
         self._deadline = 0.0  # the call's
 
     @property
@@ -137,8 +141,7 @@ class Environment:
             return self._died(invocation.request_id, self._exit)
         if not self.is_ready:
             return self._timed_out(invocation.request_id, seconds)
-        self._peak, _ = self._memory()
-        self._freeze()
+        self._look()
         return None
 
     async def run(self, invocation: Invocation, timeout: float, spent: float = 0.0) -> Answer:
@@ -151,29 +154,30 @@ class Environment:
         self._running, self._answer = invocation, None
         self._turn = self._loop.create_future()
         self._deadline = time.time() + seconds
-        self._process.signal(signal.SIGCONT)
+        self._thaw()
         self._parked.set_result(invocation)
         self._parked = None
         await self._turn_ends(seconds)
         self._read_log()
         self._running = None
+        self._look()
         answer = self._answer
-        if answer is not None and not answer.is_error and self._is_over():
-            answer = None  # it took more than it may between two looks of the guardian
-            self._exit = Exit(-signal.SIGKILL, is_out_of_memory=True)
+        if self._exit is not None and self._exit.is_out_of_memory:
+            answer = None
         if answer is None and self._exit is not None:
             answer = self._died(invocation.request_id, self._exit)
         elif answer is None:
             answer = self._timed_out(invocation.request_id, timeout)
-        if self.is_ready:
-            self._freeze()
         return answer
+
+    def rest(self) -> None:
+        """It has no call for now: frozen soon, so that nothing of it runs, as in Lambda."""
+        self.idle_since = self._loop.time()
+        self._freezing = self._loop.call_later(_AWAKE, self._freeze)
 
     def peak_mb(self) -> int:
         """The most memory that its process has used, in MB; all of it when killed for that."""
-        if self._exit is None:
-            self._peak = max(self._peak, self._memory()[0])
-        elif self._exit.is_out_of_memory:
+        if self._exit is not None and self._exit.is_out_of_memory:
             return self.version.memory
         return -(-self._peak // MB)
 
@@ -189,6 +193,8 @@ class Environment:
         self._has_ended = True
         if self._parked is not None:
             self._parked.cancel()
+        if self._freezing is not None:
+            self._freezing.cancel()
         if self._log >= 0:
             self._read_log()
             self._loop.remove_reader(self._log)
@@ -200,7 +206,7 @@ class Environment:
         closing.add_done_callback(_closing.discard)
 
     async def _clear(self) -> None:
-        await self._api.shutdown(0)
+        await self._api.shutdown(SHUTDOWN)
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _turn_ends(self, seconds: float) -> None:
@@ -215,8 +221,15 @@ class Environment:
             self._turn.set_result(None)
 
     def _freeze(self) -> None:
-        """Between calls nothing of it runs, as in Lambda."""
+        self._is_frozen = True
         self._process.signal(signal.SIGSTOP)
+
+    def _thaw(self) -> None:
+        if self._freezing is not None:
+            self._freezing.cancel()
+        if self._is_frozen:
+            self._is_frozen = False
+            self._process.signal(signal.SIGCONT)
 
     def _exited(self, how: Exit) -> None:
         self._exit = how
@@ -234,22 +247,23 @@ class Environment:
         said = f"RequestId: {request_id} Error: Task timed out after {seconds:.2f} seconds"
         return Answer(failure("Sandbox.Timedout", said), True, "timeout")
 
-    def _memory(self) -> tuple[int, int]:
-        """The peak of what was resident, and what of it the kernel could take back; bytes."""
-        peak = files = 0
+    def _look(self) -> None:
+        """See what memory it took; and whether it was too much between two looks of the guardian."""
+        if self._exit is not None:
+            return
+        resident = files = 0
         path = f"/proc/{self._process.started.result()}/status"
-        with contextlib.suppress(OSError), open(path) as status:  # or it has gone
+        with contextlib.suppress(OSError), open(path, "rb") as status:  # or it has gone
             for line in status:
-                if line.startswith("VmHWM"):
-                    peak = int(line.split()[1]) * 1024
-                elif line.startswith("RssFile"):
+                if line.startswith(b"VmHWM"):
+                    resident = int(line.split()[1]) * 1024
+                elif line.startswith(b"RssFile"):
                     files = int(line.split()[1]) * 1024
                     break
-        return peak, files
-
-    def _is_over(self) -> bool:
-        peak, files = self._memory()
-        return peak - files > memory_bytes(self.version)
+        self._peak = max(self._peak, resident)
+        # What mirrors files the kernel could have taken back.
+        if resident - files > memory_bytes(self.version):
+            self._exit = Exit(-signal.SIGKILL, is_out_of_memory=True)
 
     def _read_log(self) -> None:
         if self._has_ended and self._log < 0:

@@ -246,7 +246,7 @@ class Scheduler:
     def _release(self, environment: Environment) -> None:
         revision = environment.version.revision
         if environment.is_ready and revision not in self._retired:
-            environment.idle_since = self._loop.time()
+            environment.rest()
             self._idle.setdefault(revision, []).append(environment)
         else:
             self._end(environment)

@@ -23,7 +23,7 @@ from aiohttp import web
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.errors import SettingsError
 from fsdray.testing.lambda_host.control import Control, Request
-from fsdray.testing.lambda_host.environment import Surroundings
+from fsdray.testing.lambda_host.environment import SHUTDOWN, Surroundings
 from fsdray.testing.lambda_host.faults import ApiFault, invalid_request, too_large
 from fsdray.testing.lambda_host.invoke import Answered, invoke
 from fsdray.testing.lambda_host.limits import REQUEST, HostSettings
@@ -158,7 +158,7 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
                 yield url, lost
             finally:
                 server.close()
-                await api.shutdown(0)
+                await api.shutdown(SHUTDOWN)
                 await scheduler.close()
         finally:
             await processes.close()
