@@ -33,11 +33,11 @@ def package(**sources: str) -> bytes:
     return file.getvalue()
 
 
-def connect(host: LambdaHost, **settings: Any) -> Any:
+def connect(url: str, **settings: Any) -> Any:
     """A real client of the host that tries everything once."""
     return boto3.client(
         "lambda",
-        endpoint_url=host.url,
+        endpoint_url=url,
         region_name="us-east-1",
         aws_access_key_id="test",
         aws_secret_access_key="test",
@@ -81,7 +81,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LambdaHost]:
 
 @pytest.fixture(scope="module")
 def client(host: LambdaHost) -> Any:
-    return connect(host)
+    return connect(host.url)
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def s3() -> Iterator[str]:
 
 def test_code_comes_from_s3(s3: str, tmp_path: Path) -> None:
     with LambdaHost(directory=tmp_path, endpoint_url=s3) as host:
-        client = connect(host)
+        client = connect(host.url)
         asked = {"FunctionName": "f", "Role": ROLE, "Runtime": RUNTIME, "Handler": "app.handler"}
         with pytest.raises(ClientError, match="S3 Error Code: NoSuchKey"):
             client.create_function(Code={"S3Bucket": "bucket", "S3Key": "other"}, **asked)

@@ -83,7 +83,11 @@ MODULES = {
     "leaving": "import os; os._exit(5)",
 }
 SAME = [
-    *(f"app.{name}" for name in re.findall(r"^def (\w+)", APP, re.M) if name not in ("inner", "slow")),
+    *(
+        f"app.{name}"
+        for name in re.findall(r"^def (\w+)", APP, re.M)
+        if name not in ("inner", "slow")
+    ),
     "app.nothing",
     "app",
     "nowhere.handler",

@@ -18,6 +18,8 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 from fsdray.testing import LambdaHost
+from fsdray.testing.lambda_host import HostSettings, scheduler
+from fsdray.testing.lambda_host.server import serving
 from tests.testing.conftest import Deploy, call, connect, deploy_to, wait_for_end
 
 ECHO = "def handler(event, context): return event"
@@ -55,7 +57,7 @@ class Held:
         os.mkfifo(path)
         self._pool = ThreadPoolExecutor(1)
         self._answer = self._pool.submit(call, client, name, str(path), **settings)
-        self._pipe = open(path, "w")  # waits until the function has opened it too
+        self._pipe = path.open("w")  # waits until the function has opened it too
 
     def let_go(self) -> Any:
         self._pipe.close()
@@ -177,7 +179,7 @@ def test_a_reservation_limits_a_function(client: Any, deploy: Deploy, tmp_path: 
 
 def test_the_account_limits_all_functions_and_async_calls_wait(tmp_path: Path) -> None:
     with LambdaHost(concurrency=1) as host:
-        client = connect(host)
+        client = connect(host.url)
         name, other = deploy_to(client, HOLD, Timeout=60), deploy_to(client, HOLD, Timeout=60)
         held = Held(client, name, tmp_path)
         with pytest.raises(client.exceptions.TooManyRequestsException) as caught:
@@ -369,6 +371,43 @@ def test_a_failed_init_is_done_again_in_the_call(
     assert "Init Duration" not in tail(answer)[-1]
 
 
+def test_an_init_that_takes_too_long_is_done_again_in_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "INIT_SECONDS", 0.1)  # Lambda's 10, in a host of this process
+
+    def calls(url: str) -> Any:
+        client = connect(url)
+        name = deploy_to(client, "import threading\nthreading.Event().wait()", Timeout=1)
+        return client.invoke(FunctionName=name, LogType="Tail")
+
+    async def hosted() -> Any:
+        async with serving(HostSettings(directory=tmp_path)) as (url, _):
+            return await asyncio.to_thread(calls, url)
+
+    answer = asyncio.run(hosted())
+    assert json.loads(answer["Payload"].read())["errorType"] == "Sandbox.Timedout"
+    log = "\n".join(tail(answer))
+    assert re.search(
+        r"INIT_REPORT Init Duration: 1\d\d\.\d\d ms\tPhase: init\tStatus: timeout", log
+    )
+    assert "Task timed out after 1.00 seconds" in log
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_a_function_runs_between_calls(client: Any, deploy: Deploy) -> None:
+    name = deploy(COUNT)
+    pid, _ = call(client, name)
+    state = ""
+    for _ in range(1000):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "T":
+            break
+        threading.Event().wait(0.01)  # the kernel tells nobody but its parent
+    assert state == "T"
+    assert call(client, name) == [pid, 2]
+
+
 def test_a_chain_of_calls_is_stopped_unless_it_is_allowed(
     host: LambdaHost, client: Any, deploy: Deploy
 ) -> None:
@@ -417,7 +456,7 @@ def test_a_caller_who_goes_away_does_not_end_the_call(
     connection.request("POST", path, json.dumps(str(pipe)).encode())
     with open(pipe, "w"):  # it runs
         connection.close()
-    assert isinstance(call(connect(host), name), int)
+    assert isinstance(call(connect(host.url), name), int)
 
 
 def test_many_callers_at_one_time_each_get_their_own_answer(client: Any, deploy: Deploy) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,15 +36,15 @@ def handler(event, context):
 """
 
 
-def family(host: LambdaHost) -> list[int]:
+def family(url: str) -> list[int]:
     """Descriptors of an environment's processes, and of the host's guardian."""
-    client = connect(host)
+    client = connect(url)
     return [os.pidfd_open(pid) for pid in call(client, deploy_to(client, FAMILY, Timeout=60))]
 
 
 def test_closing_it_leaves_nothing(tmp_path: Path) -> None:
     with LambdaHost(directory=tmp_path) as host:
-        pidfds = family(host)
+        pidfds = family(host.url)
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
     for pidfd in pidfds:
@@ -55,7 +55,7 @@ def test_closing_it_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_host_leaves_nothing(tmp_path: Path) -> None:
     with LambdaHost(directory=tmp_path) as host:
-        pidfds = family(host)
+        pidfds = family(host.url)
         assert host.pid is not None
         os.kill(host.pid, signal.SIGKILL)
         for pidfd in pidfds:
@@ -65,7 +65,7 @@ def test_a_killed_host_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_guardian_ends_the_host(tmp_path: Path) -> None:
     with LambdaHost(directory=tmp_path) as host:
-        client = connect(host)
+        client = connect(host.url)
         name = deploy_to(client, "import os\ndef handler(e, c): return [os.getpid(), os.getppid()]")
         pid, guardian = call(client, name)
         environment = os.pidfd_open(pid)
@@ -89,7 +89,7 @@ with LambdaHost(directory={str(tmp_path)!r}) as host:
     assert caller.stdout is not None
     url, pid = caller.stdout.readline().split()
     ended = os.pidfd_open(int(pid))
-    pidfds = family(_At(url))
+    pidfds = family(url)
     caller.kill()
     caller.wait()
     caller.stdout.close()
@@ -111,7 +111,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     assert command.stdout is not None
     name, _, url = command.stdout.readline().strip().partition("=")
     assert name == "export AWS_ENDPOINT_URL_LAMBDA"
-    client = connect(_At(url))
+    client = connect(url)
     source = "import os\ndef handler(e, c):\n    print('said')\n    return dict(os.environ)"
     environ = call(client, deploy_to(client, source))
     assert environ["MINE"] == "yes"
@@ -122,13 +122,15 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     command.stdout.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "requests"]
     assert "said" in (tmp_path / "logs").read_text()
-    requests = (tmp_path / "requests").read_text()
-    assert [f'"{x}"' in line for x, line in zip(["CreateFunction", "Invoke"], requests.splitlines(), strict=True)]
+    requests = [json.loads(line) for line in (tmp_path / "requests").read_text().splitlines()]
+    assert [each["operation"] for each in requests] == ["CreateFunction", "Invoke"]
+    assert requests[1]["is_error"] is False
+    assert requests[1]["was_cold"] is True
 
 
 def test_an_idle_environment_is_ended(tmp_path: Path) -> None:
     with LambdaHost(directory=tmp_path, idle=0.2) as host:
-        client = connect(host)
+        client = connect(host.url)
         name = deploy_to(client, "import os\ndef handler(e, c): return os.getpid()")
         pid = call(client, name)
         wait_for_end(os.pidfd_open(pid))
@@ -140,12 +142,3 @@ def test_settings_that_cannot_be_are_told(tmp_path: Path) -> None:
         LambdaHost(speed=1)
     with pytest.raises(ServiceError, match="did not start"):
         LambdaHost(directory=tmp_path / "nowhere").start()
-
-
-class _At:
-    """A host that another process started."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-

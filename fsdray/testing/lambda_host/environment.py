@@ -32,6 +32,7 @@ _RUNTIME = "/2018-06-01/runtime/"
 _AWAKE = 0.05  # seconds after a call in which an environment is not frozen yet: cheaper to reuse
 SHUTDOWN = 0.001  # seconds that requests under way are given; aiohttp takes 0 for no limit
 _PIPE = 1 << 20  # bytes that an environment may write ahead of the host
+_CHUNK = 1 << 16
 _numbers = itertools.count(1)
 
 
@@ -94,6 +95,7 @@ class Environment:
         self._answer: Answer | None = None
         self._init_error: bytes | None = None
         self._exit: Exit | None = None
+        self._is_late = False  # what it ran took too long: it is not used again
         self._has_ended = False
         self._number = next(_numbers)
         self._directory = around.directory / "environments" / str(self._number)
@@ -107,7 +109,7 @@ class Environment:
     @property
     def is_ready(self) -> bool:
         """Whether it waits for a call."""
-        return self._parked is not None and self._exit is None and not self._has_ended
+        return self._parked is not None and self._exit is None and not self._is_late
 
     async def initialise(self, invocation: Invocation, seconds: float) -> Answer | None:
         """Start the process for a call and wait until it asks for it; or how it failed to."""
@@ -222,14 +224,14 @@ class Environment:
 
     def _freeze(self) -> None:
         self._is_frozen = True
-        self._process.signal(signal.SIGSTOP)
+        self._process.freeze()
 
     def _thaw(self) -> None:
         if self._freezing is not None:
             self._freezing.cancel()
         if self._is_frozen:
             self._is_frozen = False
-            self._process.signal(signal.SIGCONT)
+            self._process.thaw()
 
     def _exited(self, how: Exit) -> None:
         self._exit = how
@@ -243,12 +245,13 @@ class Environment:
         return Answer(said, True, f"error\tError Type: {kind}")
 
     def _timed_out(self, request_id: str, seconds: float) -> Answer:
+        self._is_late = True
         self.write_log(logs.timed_out(request_id, seconds))
         said = f"RequestId: {request_id} Error: Task timed out after {seconds:.2f} seconds"
         return Answer(failure("Sandbox.Timedout", said), True, "timeout")
 
     def _look(self) -> None:
-        """See what memory it took; and whether it was too much between two looks of the guardian."""
+        """See what memory it took, also between two looks of the guardian."""
         if self._exit is not None:
             return
         resident = files = 0
@@ -266,14 +269,16 @@ class Environment:
             self._exit = Exit(-signal.SIGKILL, is_out_of_memory=True)
 
     def _read_log(self) -> None:
-        if self._has_ended and self._log < 0:
-            return
+        """Take what is in the pipe; not for ever, though it be filled as fast."""
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._log, 1 << 16):
+            for _ in range(_PIPE // _CHUNK):
+                data = os.read(self._log, _CHUNK)
+                if not data:  # nobody can write to it any more
+                    self._loop.remove_reader(self._log)
+                    return
                 # The runtime joins the lines of one record by carriage returns, which the
                 # service turns back.
                 self.write_log(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
-            self._loop.remove_reader(self._log)  # nobody can write to it any more
 
     def _variables(self, api: str) -> dict[str, str]:
         version, task_root = self.version, str(self.version.code.path)

@@ -6,7 +6,8 @@ directory and exits. It runs as a script of the standard library alone; who talk
 `processes`.
 
 Messages are JSON, one a packet. To it: ``{"start": id, "argv", "env", "cwd", "memory"}`` with the
-descriptor that becomes stdout and stderr, ``{"end": id}``, ``{"forget": id}``. From it:
+descriptor that becomes stdout and stderr, ``{"end": id}``, ``{"forget": id}``, and ``{"watch": id,
+"is_on"}``: what is frozen takes no memory, and need not be looked at. From it:
 ``{"started": id, "pid"}``, ``{"exited": id, "status", "oom", "peak"}``. A process that has exited
 keeps its id, as a zombie, until the host forgets it: so the host never signals a stranger.
 """
@@ -42,6 +43,7 @@ class _Child:
         self.memory = memory  # bytes that it may use
         self.pidfd = os.pidfd_open(pid)
         self.peak = 0  # bytes, of what was seen
+        self.is_watched = True
         self.has_exited = False
         self.is_over = False  # it used more than it may
 
@@ -60,7 +62,7 @@ class Guardian:
     def run(self) -> None:
         """Serve until the host has gone."""
         while True:
-            watched = any(not child.has_exited for child in self._children.values())
+            watched = any(child.is_watched for child in self._children.values())
             wait = max(0.0, self._next_look - time.monotonic()) * 1000 if watched else None
             for fd, _ in self._poll.poll(wait):
                 if fd != self._channel.fileno():
@@ -94,6 +96,8 @@ class Guardian:
             self._start(message, fds[0])
         elif "end" in message:
             self._end(message["end"])
+        elif "watch" in message:
+            self._watch(message["watch"], message["is_on"])
         else:
             self._forget(message["forget"])
         return True
@@ -118,13 +122,18 @@ class Guardian:
         if child is not None and not child.has_exited:
             self._kill_all_of(child)
 
+    def _watch(self, number: int, is_on: bool) -> None:
+        child = self._children.get(number)
+        if child is not None and not child.has_exited:
+            child.is_watched = is_on
+
     def _exited(self, number: int) -> None:
         child = self._children[number]
         found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if found is None:
             return
         self._poll.unregister(child.pidfd)
-        child.has_exited = True
+        child.has_exited, child.is_watched = True, False
         self._kill_all_of(child)
         status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
         self._send({"exited": number, "status": status, "oom": child.is_over, "peak": child.peak})
@@ -155,7 +164,7 @@ class Guardian:
         ours = set()
         for child in self._children.values():
             ours.add(child.pid)
-            if child.has_exited:
+            if not child.is_watched:
                 continue
             tree = [child.pid, *_descendants(child.pid)]
             # What is resident bounds what is used, and is cheap to read.

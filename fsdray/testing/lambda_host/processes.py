@@ -48,9 +48,18 @@ class Process:
         self.started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.exit: Exit | None = None
 
-    def signal(self, number: signal.Signals) -> None:
-        """Signal the process and what it started; not one that has exited."""
-        if self.exit is None and self.started.done():
+    def freeze(self) -> None:
+        """Stop the process and what it started, until `thaw`."""
+        self._processes.send({"watch": self._number, "is_on": False})
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it run on."""
+        self._processes.send({"watch": self._number, "is_on": True})
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.exit is None and self.started.done():  # it keeps its pid until it is forgotten
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.started.result(), number)
 
