@@ -58,6 +58,7 @@ COLLECTIVE_NAMES = [
 
 TESTING_NAMES = [
     "FUNCTION_CHECKS",
+    "LambdaHost",
     "MESSAGE_CHECKS",
     "OBJECT_CHECKS",
     "STOP_CHECKS",

@@ -33,6 +33,7 @@ from fsdray.testing.lambda_host.scheduler import Scheduler
 
 _INVOKE = re.compile(r"/2015-03-31/functions/([^/]+)/invocations")
 _BACKLOG = 4096
+_KEEP_ALIVE = 3600.0  # seconds: a client that tries once must not find its connection closed
 
 
 class Server:
@@ -60,6 +61,8 @@ class Server:
                 answered = await self._control_call(request, operation, path)
         except ApiFault as fault:
             answered = _refusal(fault)
+        except (ConnectionError, web.RequestPayloadError):  # nobody is there to be answered
+            answered = Answered(400, {}, told={"error": "cut"})
         except Exception as error:  # a fault of the host must be an answer, not a lost connection
             traceback.print_exc()
             answered = _refusal(
@@ -152,7 +155,11 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
             )
             scheduler = Scheduler(around, settings)
             control = Control(scheduler, settings, directory.path)
-            api = web.Server(Server(control, scheduler, access_log).handle, access_log=None)
+            api = web.Server(
+                Server(control, scheduler, access_log).handle,
+                access_log=None,
+                keepalive_timeout=_KEEP_ALIVE,
+            )
             server = await loop.create_server(api, sock=listener, backlog=_BACKLOG)
             try:
                 yield url, lost
