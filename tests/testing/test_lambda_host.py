@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -324,33 +325,49 @@ def test_memory_over_the_limit_is_killed(client: Any, deploy: Deploy, taken: str
         assert call(client, name) == 1
 
 
+class Lines:
+    """A pipe that calls write to and a test reads, line by line."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        # For both ways, or there would be an end between two writers.
+        self._pipe = open(os.open(path, os.O_RDWR), encoding="utf-8")  # noqa: SIM115
+        self.event = json.dumps(str(path)).encode()
+
+    def read(self, count: int) -> list[str]:
+        return [self._pipe.readline().strip() for _ in range(count)]
+
+    def close(self) -> None:
+        self._pipe.close()
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Iterator[Lines]:
+    pipe = Lines(tmp_path / "lines")
+    yield pipe
+    pipe.close()
+
+
 def test_an_asynchronous_call_is_tried_again_twice(
-    client: Any, deploy: Deploy, tmp_path: Path
+    client: Any, deploy: Deploy, lines: Lines
 ) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    accepted = client.invoke(
-        FunctionName=deploy(FAIL), InvocationType="Event", Payload=json.dumps(str(pipe)).encode()
-    )
-    assert accepted["StatusCode"] == 202
-    attempts = [pipe.read_text().strip() for _ in range(3)]
-    assert attempts == [accepted["ResponseMetadata"]["RequestId"]] * 3
+    name = deploy(FAIL)
+    asked = {"FunctionName": name, "InvocationType": "Event", "Payload": lines.event}
+    first = client.invoke(**asked)
+    assert first["StatusCode"] == 202
+    assert lines.read(3) == [first["ResponseMetadata"]["RequestId"]] * 3
+    second = client.invoke(**asked)
+    assert lines.read(3) == [second["ResponseMetadata"]["RequestId"]] * 3
 
 
-def test_no_retries_if_none_are_wanted(client: Any, deploy: Deploy, tmp_path: Path) -> None:
+def test_no_retries_if_none_are_wanted(client: Any, deploy: Deploy, lines: Lines) -> None:
     name = deploy(FAIL)
     client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=0)
-    told = []
-    for number in range(3):
-        pipe = tmp_path / str(number)
-        os.mkfifo(pipe)
-        # One environment: the next call cannot run before the last one's end, nor before its retry.
-        client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
-        client.invoke(
-            FunctionName=name, InvocationType="Event", Payload=json.dumps(str(pipe)).encode()
-        )
-        told.append(pipe.read_text().split())
-    assert [len(each) for each in told] == [1, 1, 1]
+    asked = {"FunctionName": name, "InvocationType": "Event", "Payload": lines.event}
+    # A retry would come before the later calls' own, and be read in their place.
+    for _ in range(5):
+        request_id = client.invoke(**asked)["ResponseMetadata"]["RequestId"]
+        assert lines.read(1) == [request_id]
 
 
 def test_a_failed_init_is_done_again_in_the_call(

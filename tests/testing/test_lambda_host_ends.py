@@ -109,11 +109,17 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         text=True,
     )
     assert command.stdout is not None
-    name, _, url = command.stdout.readline().strip().partition("=")
-    assert name == "export AWS_ENDPOINT_URL_LAMBDA"
+    variable, _, url = command.stdout.readline().strip().partition("=")
+    assert variable == "export AWS_ENDPOINT_URL_LAMBDA"
     client = connect(url)
-    source = "import os\ndef handler(e, c):\n    print('said')\n    return dict(os.environ)"
-    environ = call(client, deploy_to(client, source))
+    source = (
+        "import os\n"
+        "def handler(event, context):\n"
+        "    print('said')\n"
+        "    os.write(1, b'unfinished')\n"
+        "    return dict(os.environ)"
+    )
+    environ = call(client, name := deploy_to(client, source))
     assert environ["MINE"] == "yes"
     assert environ["AWS_REGION"] == "eu-west-1"
     command.send_signal(signal.SIGINT)
@@ -121,7 +127,16 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     assert command.wait() == 0
     command.stdout.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "requests"]
-    assert "said" in (tmp_path / "logs").read_text()
+    events = [json.loads(line) for line in (tmp_path / "logs").read_text().splitlines()]
+    assert [event["message"].split(" ")[0] for event in events] == [
+        "START",
+        "said",
+        "unfinished",
+        "END",
+        "REPORT",
+    ]
+    assert {event["group"] for event in events} == {f"/aws/lambda/{name}"}
+    assert {event["stream"] for event in events} == {environ["AWS_LAMBDA_LOG_STREAM_NAME"]}
     requests = [json.loads(line) for line in (tmp_path / "requests").read_text().splitlines()]
     assert [each["operation"] for each in requests] == ["CreateFunction", "Invoke"]
     assert requests[1]["is_error"] is False

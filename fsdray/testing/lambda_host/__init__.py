@@ -25,6 +25,7 @@ Where the host differs from the service:
 - the share of a processor does not follow the memory; environments see the machine's cores;
 - an environment that died or ran out of time is not reused, its ``/tmp`` neither;
 - a new function is active at once, though it says ``Pending`` where Lambda does;
+- every ``python3.x`` runs with the interpreter that runs the host, on this machine's architecture;
 - environments are not limited in how fast they multiply, nor control requests in their rate;
 - memory is looked at every 10 ms or so, and after each call; what may be reclaimed does not count;
 - there are no images, layers, streams, destinations, event sources, SnapStart or function URLs;

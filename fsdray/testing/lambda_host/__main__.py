@@ -70,7 +70,7 @@ def _arguments() -> tuple[HostSettings, bool]:
     parser.add_argument("--account", help="twelve digits, in ARNs")
     parser.add_argument("--endpoint-url", help="of the emulator that serves S3 and all else")
     parser.add_argument("--idle", type=float, help="seconds that an unused environment is kept")
-    parser.add_argument("--logs", help="a file to append the functions' logs to")
+    parser.add_argument("--logs", help="a file to append the functions' logs to, as JSON")
     parser.add_argument("--access-log", help="a file to append a line of JSON a request to")
     parser.add_argument("--directory", help="where its own directory is made")
     parser.add_argument(

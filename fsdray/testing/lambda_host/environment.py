@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class Surroundings:
     processes: Processes
     directory: Path
     variables: Mapping[str, str]
-    write_log: Callable[[bytes], None]
+    emit_log: Callable[[bytes], None] | None
 
 
 def failure(kind: str, message: str) -> bytes:
@@ -87,7 +88,6 @@ class Environment:
         self.idle_since = 0.0
         self.init_seconds = 0.0
         self._around = around
-        self.tail = tail
         self._loop = asyncio.get_running_loop()
         self._turn: asyncio.Future[None] = self._loop.create_future()  # something happened
         self._parked: asyncio.Future[Invocation] | None = None  # the runtime asks for a call
@@ -100,7 +100,9 @@ class Environment:
         self._number = next(_numbers)
         self._directory = around.directory / "environments" / str(self._number)
         self._api = web.Server(self._serve, access_log=None)
-        self._log = -1  # where its output is read from
+        stream = f"{time.strftime('%Y/%m/%d')}/[{version.number}]{uuid.uuid4().hex}"
+        self.log = logs.Log(version.log_group, stream, tail, around.emit_log)
+        self._output = -1  # where what it writes is read from
         self._peak = 0  # bytes
         self._is_frozen = False
         self._freezing: asyncio.TimerHandle | None = None
@@ -118,24 +120,24 @@ class Environment:
         listener = await self._loop.create_server(self._api, "127.0.0.1", 0)
         self._listener = listener
         host, port = listener.sockets[0].getsockname()
-        self._log, output = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._log, False)
+        self._output, theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._output, False)
         with contextlib.suppress(OSError):  # the user's pipes may be limited to less
-            fcntl.fcntl(self._log, fcntl.F_SETPIPE_SZ, _PIPE)
-        self._loop.add_reader(self._log, self._read_log)
+            fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE)
+        self._loop.add_reader(self._output, self._read_output)
         code = self.version.code.path
         self._process = self._around.processes.start(
             [sys.executable, "-m", "awslambdaric", self.version.handler],
             self._variables(f"{host}:{port}"),
             code,
-            output,
+            theirs,
             memory_bytes(self.version),
             self._exited,
         )
-        os.close(output)
+        os.close(theirs)
         await self._turn_ends(seconds)
         self.init_seconds = self._loop.time() - began
-        self._read_log()
+        self._read_output()
         if self._init_error is not None:
             kind = json.loads(self._init_error).get("errorType", "Runtime.Unknown")
             return Answer(self._init_error, True, f"error\tError Type: {kind}")
@@ -160,7 +162,7 @@ class Environment:
         self._parked.set_result(invocation)
         self._parked = None
         await self._turn_ends(seconds)
-        self._read_log()
+        self._read_output()
         self._running = None
         self._look()
         answer = self._answer
@@ -183,11 +185,6 @@ class Environment:
             return self.version.memory
         return -(-self._peak // MB)
 
-    def write_log(self, line: bytes) -> None:
-        """Write to the function's log, and to the tail of the call at hand."""
-        self.tail.write(line)
-        self._around.write_log(line)
-
     def end(self) -> None:
         """Kill the process and forget all that it had."""
         if self._has_ended:
@@ -197,10 +194,10 @@ class Environment:
             self._parked.cancel()
         if self._freezing is not None:
             self._freezing.cancel()
-        if self._log >= 0:
-            self._read_log()
-            self._loop.remove_reader(self._log)
-            os.close(self._log)
+        if self._output >= 0:
+            self._read_output()
+            self._loop.remove_reader(self._output)
+            os.close(self._output)
             self._process.end()
             self._listener.close()
         closing = self._loop.create_task(self._clear())
@@ -239,14 +236,14 @@ class Environment:
         self._wake()
 
     def _died(self, request_id: str, how: Exit) -> Answer:
-        self.write_log(logs.exited(request_id, str(how)))
+        self.log.platform(logs.exited(request_id, str(how)))
         kind = "Runtime.OutOfMemory" if how.is_out_of_memory else "Runtime.ExitError"
         said = failure("Runtime.ExitError", f"RequestId: {request_id} Error: {how}")
         return Answer(said, True, f"error\tError Type: {kind}")
 
     def _timed_out(self, request_id: str, seconds: float) -> Answer:
         self._is_late = True
-        self.write_log(logs.timed_out(request_id, seconds))
+        self.log.platform(logs.timed_out(request_id, seconds))
         said = f"RequestId: {request_id} Error: Task timed out after {seconds:.2f} seconds"
         return Answer(failure("Sandbox.Timedout", said), True, "timeout")
 
@@ -268,21 +265,18 @@ class Environment:
         if resident - files > memory_bytes(self.version):
             self._exit = Exit(-signal.SIGKILL, is_out_of_memory=True)
 
-    def _read_log(self) -> None:
+    def _read_output(self) -> None:
         """Take what is in the pipe; not for ever, though it be filled as fast."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(_PIPE // _CHUNK):
-                data = os.read(self._log, _CHUNK)
+                data = os.read(self._output, _CHUNK)
                 if not data:  # nobody can write to it any more
-                    self._loop.remove_reader(self._log)
+                    self._loop.remove_reader(self._output)
                     return
-                # The runtime joins the lines of one record by carriage returns, which the
-                # service turns back.
-                self.write_log(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+                self.log.output(data)
 
     def _variables(self, api: str) -> dict[str, str]:
         version, task_root = self.version, str(self.version.code.path)
-        stream = f"{time.strftime('%Y/%m/%d')}/[{version.number}]{self._number:032x}"
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "en_US.UTF-8",
@@ -299,8 +293,8 @@ class Environment:
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(version.memory),
             "AWS_LAMBDA_FUNCTION_VERSION": version.number,
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
-            "AWS_LAMBDA_LOG_GROUP_NAME": version.log_group,
-            "AWS_LAMBDA_LOG_STREAM_NAME": stream,
+            "AWS_LAMBDA_LOG_GROUP_NAME": self.log.group,
+            "AWS_LAMBDA_LOG_STREAM_NAME": self.log.stream,
             "AWS_LAMBDA_RUNTIME_API": api,
             "LAMBDA_TASK_ROOT": task_root,
             "LAMBDA_RUNTIME_DIR": "/var/runtime",

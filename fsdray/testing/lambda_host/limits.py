@@ -36,7 +36,8 @@ class HostSettings:
     idle : seconds after which an unused environment is ended.
     retry_waits : seconds before the first and the second retry of a failed asynchronous call
         (Lambda's are 60 and 120).
-    logs : a file to which the functions' logs are appended.
+    logs : a file to which a line of JSON is appended for each event of the functions' logs, with
+        its time (in ms, as CloudWatch has it), group, stream and message.
     access_log : a file to which a line of JSON is appended for each request.
     directory : where its own directory is made; the temporary directory by default.
     """

@@ -1,12 +1,16 @@
-"""What Lambda writes to a function's log around its own output: START, END and REPORT.
+"""The logs of functions: what they write, and what Lambda writes around it (START, END, REPORT).
 
-The forms are those of the service in 2025; `Tail` keeps the last 4 KB that a call may ask for.
+The forms are those of the service in 2025. `Tail` keeps the last 4 KB that a call may ask for;
+`Log` is one environment's, whose events may go to the host's file.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import math
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fsdray.testing.lambda_host.functions import Version
@@ -27,6 +31,55 @@ class Tail:
     def encoded(self) -> str:
         """As `X-Amz-Log-Result` carries it."""
         return base64.b64encode(self._kept[-LOG_TAIL:]).decode("ascii")
+
+
+class Log:
+    """What one environment writes: to the tail of the call at hand, and as events to `emit`.
+
+    Parameters
+    ----------
+    group, stream : where the service would keep it.
+    tail : of the first call.
+    emit : takes each event as a line of JSON; None if nobody wants them.
+    """
+
+    def __init__(
+        self, group: str, stream: str, tail: Tail, emit: Callable[[bytes], None] | None
+    ) -> None:
+        self.tail = tail
+        self.group = group
+        self.stream = stream
+        self._emit = emit
+        self._unfinished = b""
+
+    def output(self, data: bytes) -> None:
+        """What the function wrote, as it came."""
+        # The runtime joins the lines of one record by carriage returns: the service turns them
+        # back, and keeps the record as one event.
+        self.tail.write(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+        if self._emit is not None:
+            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+            for line in lines:
+                self._event(line)
+
+    def platform(self, line: bytes) -> None:
+        """What Lambda says itself."""
+        self.tail.write(line)
+        if self._emit is not None:
+            if self._unfinished:
+                self._event(self._unfinished)
+                self._unfinished = b""
+            self._event(line.rstrip(b"\n"))
+
+    def _event(self, line: bytes) -> None:
+        assert self._emit is not None
+        event = {
+            "time": round(time.time() * 1000),
+            "group": self.group,
+            "stream": self.stream,
+            "message": line.decode(errors="replace").rstrip("\r").replace("\r", "\n"),
+        }
+        self._emit(json.dumps(event).encode() + b"\n")
 
 
 def start(request_id: str, version: Version) -> bytes:

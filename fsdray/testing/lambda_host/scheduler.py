@@ -190,14 +190,14 @@ class Scheduler:
             environment = self._warm(version)
             start = _Start(environment) if environment else await self._start(version, invocation)
             environment = start.environment
-            environment.tail = invocation.tail
+            environment.log.tail = invocation.tail
             request_id = invocation.request_id
             began = self._loop.time() - start.spent
-            environment.write_log(logs.start(request_id, version))
+            environment.log.platform(logs.start(request_id, version))
             answer = start.failure
             if answer is None:
                 answer = await environment.run(invocation, version.timeout, start.spent)
-            environment.write_log(logs.end(request_id))
+            environment.log.platform(logs.end(request_id))
             line, billed = logs.report(
                 request_id,
                 version,
@@ -206,7 +206,7 @@ class Scheduler:
                 environment.peak_mb(),
                 answer.status,
             )
-            environment.write_log(line)
+            environment.log.platform(line)
             return Finished(answer, billed, start.init_seconds is not None)
         finally:
             self.concurrency.leave(version.name)
@@ -220,13 +220,13 @@ class Scheduler:
         if failure is None:
             return _Start(environment, environment.init_seconds)
         seconds, status = environment.init_seconds, str(failure.status)
-        environment.write_log(logs.init_report(seconds, "init", status))
+        environment.log.platform(logs.init_report(seconds, "init", status))
         self._end(environment)
         environment = self._new(version, invocation)
         failure = await environment.initialise(invocation, version.timeout)
         seconds = environment.init_seconds
         if failure is not None:
-            environment.write_log(logs.init_report(seconds, "invoke", str(failure.status)))
+            environment.log.platform(logs.init_report(seconds, "invoke", str(failure.status)))
         return _Start(environment, None, seconds, failure)
 
     def _new(self, version: Version, invocation: Invocation) -> Environment:

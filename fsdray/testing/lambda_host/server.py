@@ -151,7 +151,7 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
                 processes,
                 directory.path,
                 _variables(settings, url),
-                _discard if logs is None else _writer(logs),
+                _writer(logs) if logs is not None else None,
             )
             scheduler = Scheduler(around, settings)
             control = Control(scheduler, settings, directory.path)
@@ -182,10 +182,6 @@ def _writer(file: IO[bytes]) -> Callable[[bytes], None]:
         file.write(data)
 
     return write
-
-
-def _discard(data: bytes) -> None:
-    """Where logs go that nobody asked for."""
 
 
 def _variables(settings: HostSettings, url: str) -> dict[str, str]:
