@@ -22,6 +22,9 @@ from fsdray.testing.lambda_host.control import Control
 from fsdray.testing.lambda_host.routes import _OPERATIONS, find_route
 from tests.testing.conftest import ROLE, RUNTIME, Deploy, call, connect, package
 
+pytest.importorskip("awslambdaric", reason="the test extra has it")
+
+
 ONE = "def handler(event, context): return 1"
 TWO = "def handler(event, context): return 2"
 

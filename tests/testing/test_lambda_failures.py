@@ -26,6 +26,9 @@ import pytest
 
 from tests.testing.conftest import PATIENCE, ROLE, RUNTIME, package
 
+pytest.importorskip("awslambdaric", reason="the test extra has it")
+
+
 WHEEL = "aws-sam-cli==1.170.0"
 
 APP = """

@@ -23,6 +23,9 @@ from fsdray.testing.lambda_host import HostSettings, scheduler
 from fsdray.testing.lambda_host.server import serving
 from tests.testing.conftest import Deploy, call, connect, deploy_to, wait_for_end
 
+pytest.importorskip("awslambdaric", reason="the test extra has it")
+
+
 ECHO = "def handler(event, context): return event"
 COUNT = """
 import os

@@ -15,6 +15,9 @@ from fsdray.errors import ServiceError, SettingsError
 from fsdray.testing import LambdaHost
 from tests.testing.conftest import call, connect, deploy_to, wait_for_end
 
+pytest.importorskip("awslambdaric", reason="the test extra has it")
+
+
 # Starts a child and a daemon that has left its session, and gives the pids of all three, and of
 # the guardian.
 FAMILY = """
@@ -65,15 +68,14 @@ def test_a_killed_host_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_guardian_ends_the_host(tmp_path: Path) -> None:
     with LambdaHost(directory=tmp_path) as host:
-        client = connect(host.url)
-        name = deploy_to(client, "import os\ndef handler(e, c): return [os.getpid(), os.getppid()]")
-        pid, guardian = call(client, name)
-        environment = os.pidfd_open(pid)
+        environment, child, daemon, guardian = family(host.url)
         assert host.pid is not None
         ended = os.pidfd_open(host.pid)
-        os.kill(guardian, signal.SIGKILL)
-        wait_for_end(environment)
-        wait_for_end(ended)
+        signal.pidfd_send_signal(guardian, signal.SIGKILL)
+        for pidfd in (guardian, environment, child, ended):
+            wait_for_end(pidfd)
+        signal.pidfd_send_signal(daemon, signal.SIGKILL)  # only the guardian knew of it
+        wait_for_end(daemon)
         assert list(tmp_path.iterdir()) == []
 
 

@@ -58,6 +58,10 @@ class Process:
         self._processes.send({"watch": self._number, "is_on": True})
         self._signal(signal.SIGCONT)
 
+    def kill_group(self) -> None:
+        """Kill it and what it started without the guardian."""
+        self._signal(signal.SIGKILL)
+
     def _signal(self, number: signal.Signals) -> None:
         if self.exit is None and self.started.done():  # it keeps its pid until it is forgotten
             with contextlib.suppress(ProcessLookupError):
@@ -157,10 +161,16 @@ class Processes:
                 except ConnectionError:
                     data = b""
                 if not data:
-                    asyncio.get_running_loop().remove_reader(self._channel)
-                    self._on_lost()
+                    self._lost()
                     return
                 self._told(json.loads(data))
+
+    def _lost(self) -> None:
+        """The guardian was killed. Its own children died with it; end what they had started."""
+        asyncio.get_running_loop().remove_reader(self._channel)
+        for process in self._running.values():
+            process.kill_group()
+        self._on_lost()
 
     def _told(self, message: dict[str, Any]) -> None:
         if "started" in message:

@@ -145,6 +145,11 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
         logs = _append(stack, settings.logs)
         directory = SessionDirectory(settings.directory or tempfile.gettempdir())
         stack.callback(directory.close)
+        if not directory.runs_code:
+            raise SettingsError(
+                f"directory={str(directory.path.parent)!r} is mounted noexec: name another, or set "
+                "TMPDIR, so that packages with native modules can run"
+            )
         processes = Processes(directory.path, lost.set)
         try:
             around = Surroundings(
