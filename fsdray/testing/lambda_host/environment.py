@@ -27,7 +27,7 @@ from aiohttp import web
 from fsdray.testing.lambda_host import logs
 from fsdray.testing.lambda_host.functions import Version, memory_bytes
 from fsdray.testing.lambda_host.limits import MB, RESPONSE_PAYLOAD
-from fsdray.testing.lambda_host.processes import Exit, Processes
+from fsdray.testing.lambda_host.processes import Exit, Process, Processes
 
 _RUNTIME = "/2018-06-01/runtime/"
 _AWAKE = 0.05  # seconds after a call in which an environment is not frozen yet: cheaper to reuse
@@ -102,6 +102,8 @@ class Environment:
         self._api = web.Server(self._serve, access_log=None)
         stream = f"{time.strftime('%Y/%m/%d')}/[{version.number}]{uuid.uuid4().hex}"
         self.log = logs.Log(version.log_group, stream, tail, around.emit_log)
+        self._process: Process | None = None
+        self._listener: asyncio.Server | None = None
         self._output = -1  # where what it writes is read from
         self._peak = 0  # bytes
         self._is_frozen = False
@@ -117,19 +119,17 @@ class Environment:
         """Start the process for a call and wait until it asks for it; or how it failed to."""
         began = self._loop.time()
         self._directory.mkdir(parents=True)
-        listener = await self._loop.create_server(self._api, "127.0.0.1", 0)
-        self._listener = listener
-        host, port = listener.sockets[0].getsockname()
+        self._listener = await self._loop.create_server(self._api, "127.0.0.1", 0)
+        host, port = self._listener.sockets[0].getsockname()
         self._output, theirs = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._output, False)
         with contextlib.suppress(OSError):  # the user's pipes may be limited to less
             fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE)
         self._loop.add_reader(self._output, self._read_output)
-        code = self.version.code.path
         self._process = self._around.processes.start(
             [sys.executable, "-m", "awslambdaric", self.version.handler],
             self._variables(f"{host}:{port}"),
-            code,
+            self.version.code.path,
             theirs,
             memory_bytes(self.version),
             self._exited,
@@ -198,7 +198,9 @@ class Environment:
             self._read_output()
             self._loop.remove_reader(self._output)
             os.close(self._output)
+        if self._process is not None:
             self._process.end()
+        if self._listener is not None:
             self._listener.close()
         closing = self._loop.create_task(self._clear())
         _closing.add(closing)
@@ -220,13 +222,14 @@ class Environment:
             self._turn.set_result(None)
 
     def _freeze(self) -> None:
+        assert self._process is not None
         self._is_frozen = True
         self._process.freeze()
 
     def _thaw(self) -> None:
         if self._freezing is not None:
             self._freezing.cancel()
-        if self._is_frozen:
+        if self._is_frozen and self._process is not None:
             self._is_frozen = False
             self._process.thaw()
 
@@ -249,10 +252,11 @@ class Environment:
 
     def _look(self) -> None:
         """See what memory it took, also between two looks of the guardian."""
-        if self._exit is not None:
+        assert self._process is not None
+        if self._exit is not None or self._process.pid is None:
             return
         resident = files = 0
-        path = f"/proc/{self._process.started.result()}/status"
+        path = f"/proc/{self._process.pid}/status"
         with contextlib.suppress(OSError), open(path, "rb") as status:  # or it has gone
             for line in status:
                 if line.startswith(b"VmHWM"):

@@ -39,13 +39,13 @@ class Exit:
 
 
 class Process:
-    """One process under the guardian; `started` gives its pid, `on_exit` is called once."""
+    """One process under the guardian; `on_exit` is called once."""
 
     def __init__(self, number: int, processes: Processes, on_exit: Callable[[Exit], None]) -> None:
         self._number = number
         self._processes = processes
         self._on_exit = on_exit
-        self.started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.pid: int | None = None  # as soon as the guardian has told it
         self.exit: Exit | None = None
 
     def freeze(self) -> None:
@@ -63,9 +63,9 @@ class Process:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.exit is None and self.started.done():  # it keeps its pid until it is forgotten
+        if self.exit is None and self.pid is not None:  # which it keeps until it is forgotten
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.started.result(), number)
+                os.killpg(self.pid, number)
 
     def end(self) -> None:
         """Kill it with all that it started."""
@@ -174,9 +174,7 @@ class Processes:
 
     def _told(self, message: dict[str, Any]) -> None:
         if "started" in message:
-            process = self._running[message["started"]]
-            if not process.started.done():
-                process.started.set_result(message["pid"])
+            self._running[message["started"]].pid = message["pid"]
             return
         process = self._running.pop(message["exited"])
         process.has_exited(Exit(message["status"], message["oom"], message["peak"]))

@@ -215,24 +215,28 @@ class Scheduler:
 
     async def _start(self, version: Version, invocation: Invocation) -> _Start:
         """A new environment. An init that failed is done again, in the call's own time."""
-        environment = self._new(version, invocation)
-        failure = await environment.initialise(invocation, INIT_SECONDS)
+        environment, failure = await self._initialised(version, invocation, INIT_SECONDS)
+        seconds = environment.init_seconds
         if failure is None:
-            return _Start(environment, environment.init_seconds)
-        seconds, status = environment.init_seconds, str(failure.status)
-        environment.log.platform(logs.init_report(seconds, "init", status))
+            return _Start(environment, seconds)
+        environment.log.platform(logs.init_report(seconds, "init", str(failure.status)))
         self._end(environment)
-        environment = self._new(version, invocation)
-        failure = await environment.initialise(invocation, version.timeout)
+        environment, failure = await self._initialised(version, invocation, version.timeout)
         seconds = environment.init_seconds
         if failure is not None:
             environment.log.platform(logs.init_report(seconds, "invoke", str(failure.status)))
         return _Start(environment, None, seconds, failure)
 
-    def _new(self, version: Version, invocation: Invocation) -> Environment:
+    async def _initialised(
+        self, version: Version, invocation: Invocation, seconds: float
+    ) -> tuple[Environment, Answer | None]:
         environment = Environment(version, self._around, invocation.tail)
         self._environments.add(environment)
-        return environment
+        try:
+            return environment, await environment.initialise(invocation, seconds)
+        except BaseException:  # the host closes, or the machine has no more to give
+            self._end(environment)
+            raise
 
     def _warm(self, version: Version) -> Environment | None:
         idle = self._idle.get(version.revision)
