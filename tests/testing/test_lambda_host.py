@@ -454,6 +454,25 @@ def test_a_chain_of_calls_is_stopped_unless_it_is_allowed(
     connection.close()
 
 
+def test_a_function_calls_another_through_its_own_client(client: Any, deploy: Deploy) -> None:
+    name = deploy(
+        """
+import json, os, boto3
+def handler(event, context):
+    if event:
+        return os.environ["_X_AMZN_TRACE_ID"]
+    again = boto3.client("lambda").invoke(FunctionName=context.function_name, Payload=b"1")
+    return [os.environ["_X_AMZN_TRACE_ID"], json.loads(again["Payload"].read())]
+""",
+        Timeout=60,
+        MemorySize=512,
+    )
+    mine, its = call(client, name)
+    assert mine.split(";")[0] == its.split(";")[0], "one trace"
+    assert re.search(r"Lineage=1:[0-9a-f]{8}:1$", mine)
+    assert re.search(r"Lineage=1:[0-9a-f]{8}:2$", its)
+
+
 def test_each_environment_has_a_temporary_directory_of_its_own(
     client: Any, deploy: Deploy, tmp_path: Path
 ) -> None:
