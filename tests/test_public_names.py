@@ -67,6 +67,7 @@ COLLECTIVE_NAMES = [
 TESTING_NAMES = [
     "EXPRESS",
     "FUNCTION_CHECKS",
+    "LambdaHost",
     "MESSAGE_CHECKS",
     "OBJECT_CHECKS",
     "STOP_CHECKS",

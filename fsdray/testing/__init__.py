@@ -15,6 +15,7 @@ from fsdray.testing.calls import call_function, decode_reply, encode_call
 from fsdray.testing.faults import FaultyMessages, FaultyObjects
 from fsdray.testing.function_checks import FUNCTION_CHECKS, STOP_CHECKS, check_functions
 from fsdray.testing.inprocess import run_ranks
+from fsdray.testing.lambda_host import LambdaHost
 from fsdray.testing.message_checks import MESSAGE_CHECKS, check_messages
 from fsdray.testing.object_checks import OBJECT_CHECKS, check_objects
 from fsdray.testing.simulation import Deadlock, Simulation, compute, simulate
@@ -30,6 +31,7 @@ __all__ = [
     "Faults",
     "FaultyMessages",
     "FaultyObjects",
+    "LambdaHost",
     "Latency",
     "Network",
     "Simulation",
