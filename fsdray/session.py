@@ -19,7 +19,14 @@ from weakref import WeakValueDictionary
 from fsdray import decoding, failure, gang, loop, modules, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
-from fsdray.errors import ObjectLost, PlatformError, SessionError, SettingsError, TaskCancelled
+from fsdray.errors import (
+    NotPicklable,
+    ObjectLost,
+    PlatformError,
+    SessionError,
+    SettingsError,
+    TaskCancelled,
+)
 from fsdray.loop import Turnstile
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
@@ -69,7 +76,7 @@ class Session(Values):
         args, kwargs, holes, given = dig(submission)
         try:
             with wire.collecting_modules() as needed, wire.collecting() as nested:
-                parts = wire.encode((args, kwargs))
+                parts = _encoded(submission.name, args, kwargs)
                 if wire.size(parts) > self.settings.inline_limit:
                     args, kwargs = self._lifted(args, kwargs, holes, len(given))
                     parts = wire.encode((args, kwargs))
@@ -429,6 +436,19 @@ class Session(Values):
 
 def _given_key(task: str, number: int, rank: int) -> str:
     return f"given/{task}/{number}/{rank}"
+
+
+def _encoded(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Buffer]:
+    """A call's arguments, encoded; what cannot be is said to be which of them."""
+    try:
+        return wire.encode((args, kwargs))
+    except NotPicklable:
+        for which, value in [*enumerate(args, 1), *kwargs.items()]:
+            try:
+                wire.encode(value)
+            except NotPicklable as error:
+                raise NotPicklable(f"argument {which} of {name}: {error}") from error.__cause__
+        raise
 
 
 # The session of this process

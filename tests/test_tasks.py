@@ -327,6 +327,16 @@ def test_an_unpicklable_closure_is_named_before_anything_starts() -> None:
         locked.remote()
 
 
+def test_an_argument_that_cannot_be_pickled_is_named() -> None:
+    @fsd.remote
+    def several(*args: Any, **kwargs: Any) -> None: ...
+
+    with pytest.raises(TypeError, match=r"argument 2 of several: a value of type lock cannot be"):
+        several.remote(1, threading.Lock())
+    with pytest.raises(TypeError, match=r"argument given of several: .*generator"):
+        several.remote(1, given=[(x for x in range(3))])
+
+
 def test_a_remote_function_keeps_its_name_docstring_and_wrapped_self() -> None:
     assert add.__name__ == "add"
     assert add.__wrapped__(1, 1) == 2

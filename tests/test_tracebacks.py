@@ -353,7 +353,8 @@ def test_code_that_was_typed_in_has_frames() -> None:
     said = ran("-i", "-q", text=typed, fails=False)
     assert re.search(r"""line \d+, in fail\n(    raise KeyError\(x\)\n)?KeyError: 1\n""", said)
     assert "in task fail (id ID)" in said
-    assert re.search(r"> [^\n]*<stdin[^\n]*\(\d+\)fail\(\)", said), "the debugger stands in the task's frame"
+    in_frame = re.search(r"> [^\n]*<stdin[^\n]*\(\d+\)fail\(\)", said)
+    assert in_frame, "the debugger stands in the task's frame"
     assert said.count("Traceback") == 1
 
 
