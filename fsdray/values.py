@@ -256,6 +256,7 @@ class Values:
                     await self.start(entry).there()
                 await self._fetch([entry])
             except BaseException as error:
+                # Whatever it is, it is for who asked.
                 failed = error
             work = partial(contextvars.copy_context().run, settle, failed)
             decoding.submit(work, is_nested=is_nested)

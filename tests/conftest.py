@@ -62,3 +62,15 @@ def own_session() -> Iterator[None]:
     """A session for one test."""
     with clean_session():
         yield
+
+
+@contextmanager
+def two_at_a_time() -> Iterator[None]:
+    """Within a test that has a session: another one, in which only two calls may run at once."""
+    fsd.shutdown()
+    fsd.init("local", concurrency=2)
+    try:
+        yield
+    finally:
+        fsd.shutdown()
+        fsd.init("local", concurrency=40)

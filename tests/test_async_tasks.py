@@ -14,6 +14,7 @@ import pytest
 import fsdray as fsd
 from fsdray import coroutines
 from fsdray.errors import FunctionCrashed, FunctionTimeout, TaskCancelled, TaskError
+from tests.conftest import two_at_a_time
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -37,17 +38,6 @@ def wait_for(gate: str) -> str:
 
 def open_gate(gate: str) -> None:
     fsd.loop.run(fsd.session.current().backend.objects.put(gate, b""))
-
-
-@contextmanager
-def two_at_a_time() -> Iterator[None]:
-    fsd.shutdown()
-    fsd.init("local", concurrency=2)
-    try:
-        yield
-    finally:
-        fsd.shutdown()
-        fsd.init("local", concurrency=40)
 
 
 def test_an_async_function_is_a_task_like_any() -> None:

@@ -28,7 +28,7 @@ from fsdray.errors import (
     TaskCancelled,
     TaskError,
 )
-from tests.conftest import clean_session
+from tests.conftest import clean_session, two_at_a_time
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -112,17 +112,6 @@ def has_ended(pid: int) -> bool:
         return bool(select.select([fd], [], [], 60)[0])
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def two_at_a_time() -> Iterator[None]:
-    fsd.shutdown()
-    fsd.init("local", concurrency=2)
-    try:
-        yield
-    finally:
-        fsd.shutdown()
-        fsd.init("local", concurrency=40)
 
 
 # What is yielded
