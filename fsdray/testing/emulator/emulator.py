@@ -67,6 +67,7 @@ class Emulator:
             "environment": dict(environment or {}),
             "region": REGION,
             "account": ACCOUNT,
+            "cloudwatch": True,
             **host,
         }
         self._stack = contextlib.ExitStack()
@@ -146,11 +147,11 @@ class Emulator:
                 self._files[name] = path.absolute()
             listener = stack.enter_context(_listen(self._port))
             self._url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            stack.callback(self._end)  # last of the two: the host still sends logs
             self._lambda = LambdaHost(endpoint_url=self._url, **self._files, **self._host)
             self._lambda.start()
-            stack.callback(self._lambda.close)
+            stack.callback(self._close_host, self._lambda)
             self._process = self._serve(listener, directory.path, packages)
-            stack.callback(self._end, self._process)
             assert self._process.stdout is not None
             if self._process.stdout.readline() != b"ready\n":
                 raise ServiceError("ministack did not start: see what it wrote above")
@@ -160,7 +161,6 @@ class Emulator:
     def close(self) -> None:
         """End it: no process and no directory of it is left."""
         self._stack.close()
-        self._process = self._lambda = None
 
     def __enter__(self) -> Emulator:
         return self.start()
@@ -207,7 +207,14 @@ class Emulator:
             start_new_session=True,  # what interrupts us ends it through us
         )
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _close_host(self, host: LambdaHost) -> None:
+        host.close()
+        self._lambda = None
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
