@@ -130,7 +130,7 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
     channel: str, branching: int
 ) -> None:
     fsd.shutdown()
-    fsd.init("local", branching=branching)
+    fsd.init(branching=branching)
 
     @fsd.remote(world_size=5, channel=channel)
     def busy(victim: int) -> None:
@@ -245,7 +245,7 @@ def test_a_gang_that_cannot_be_whole_is_refused_before_anything_starts() -> None
 
 def test_gangs_that_do_not_fit_together_take_turns() -> None:
     fsd.shutdown()
-    fsd.init("local", concurrency=3)
+    fsd.init(concurrency=3)
 
     @fsd.remote(world_size=3)
     def turn(number: int) -> int:

@@ -193,7 +193,7 @@ def test_a_gang_is_cancelled_whole() -> None:
 
 def test_a_task_that_waits_for_its_turn_never_starts(tmp_path: Path) -> None:
     fsd.shutdown()
-    fsd.init("local", concurrency=1)
+    fsd.init(concurrency=1)
     gate, note = f"{tmp_path.name}-gate", tmp_path / "note"
 
     @fsd.remote

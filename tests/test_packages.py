@@ -28,7 +28,7 @@ from fsdray import environment, modules, packages
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.errors import SettingsError
 from fsdray.packages import Installer, Requirements, Target, command
-from tests.conftest import clean_session, directories, processes
+from tests.conftest import clean_session
 
 ANY = "py3-none-any"
 
@@ -623,9 +623,7 @@ def test_a_sessions_runtime_env_is_that_of_all_its_calls(wheels: Path, tmp_path:
     def outer() -> Any:
         return fsd.get(look.remote("tiny", "beside"))
 
-    before = processes(), directories()
-    fsd.init("local", runtime_env=default)
-    try:
+    with clean_session(runtime_env=default):
         assert fsd.get(outer.remote())[1:] == ["1.0", "beside"]
         own = {
             "pip": [f"--find-links {wheels}", "tiny==2.0"],
@@ -636,11 +634,8 @@ def test_a_sessions_runtime_env_is_that_of_all_its_calls(wheels: Path, tmp_path:
             "beside",
         ]
         assert fsd.get(variables.options(runtime_env=own).remote()) == ("session", "call")
-    finally:
-        fsd.shutdown()
-    assert (processes(), directories()) == before
     with pytest.raises(SettingsError, match="'uv'"):
-        fsd.init("local", runtime_env={"uv": []})
+        fsd.init(runtime_env={"uv": []})
     assert not fsd.is_initialized()
 
 

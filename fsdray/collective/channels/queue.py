@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from fsdray.collective.algorithms import groups
 from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, frames
@@ -40,7 +41,8 @@ class QueueChannel:
         self._rank = rank
         self._inboxes = inboxes
         self._mailbox = mailbox
-        self._ready: list[Message] = []  # to go with the next departure
+        # To go with the next departure, by the group of inboxes that one publish reaches.
+        self._ready: dict[int, list[Message]] = {}
         self._departure: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
@@ -54,10 +56,10 @@ class QueueChannel:
     async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         limits = self._messages.limits
         for parcel in outgoing.parcels:
-            for some in map(tuple, _chunks(parcel.destinations, limits.fanout)):
-                room = limits.message - overhead(len(some))
+            for group, some in groups(parcel.destinations, limits.fanout):
+                room = limits.room(len(some)) - overhead(len(some))
                 addressed = type(parcel)(some, parcel.codec, parcel.payload)
-                self._ready += (
+                self._ready.setdefault(group, []).extend(
                     Message(pack(frame), tuple(self._inboxes[rank] for rank in some))
                     for frame in frames(self._epoch, self._rank, outgoing, addressed, room)
                 )
@@ -65,7 +67,8 @@ class QueueChannel:
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
             self._departure.add_done_callback(self._arrived)
-        if not may_linger or len(self._ready) >= limits.batch_messages:
+        waiting = sum(map(len, self._ready.values()))
+        if not may_linger or waiting >= limits.batch_messages:
             self.hurry()
         # Others travel with it: who gives up waiting does not stop it.
         await asyncio.shield(self._departure)
@@ -111,10 +114,16 @@ class QueueChannel:
         if not self._hurried.is_set():
             with suppress(TimeoutError):  # nobody was in a hurry
                 await asyncio.wait_for(self._hurried.wait(), LINGER)
-        ready, self._ready, self._departure = self._ready, [], None
+        ready, self._ready, self._departure = self._ready, {}, None
         self._hurried.clear()
         limits = self._messages.limits
-        await asyncio.gather(*(self._messages.publish(batch) for batch in batches(ready, limits)))
+        await asyncio.gather(
+            *(
+                self._messages.publish(batch)
+                for group in ready.values()
+                for batch in batches(group, limits)
+            )
+        )
 
     def _arrived(self, departure: asyncio.Task[None]) -> None:
         self._under_way.discard(departure)
@@ -161,8 +170,8 @@ class QueueChannel:
 def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list[Message]]:
     """Messages in as few publishes as the limits allow, first fit in order of size."""
     open_batches: list[tuple[int, list[Message]]] = []
-    for message in sorted(messages, key=lambda m: -len(m.body)):
-        size = len(message.body)
+    for message in sorted(messages, key=lambda m: -m.billed):
+        size = message.billed
         for i, (used, batch) in enumerate(open_batches):
             if used + size <= limits.batch and len(batch) < limits.batch_messages:
                 batch.append(message)
