@@ -23,6 +23,7 @@ _READS = 4  # times that a body is asked for whose connection broke
 _PIECE = MIB  # bytes that are taken from a connection at a time
 _CONFLICTS = 10  # times that a put is sent again which met another put of the same key
 _OURS = "put"  # metadata by which a conditional put is known again
+_CONFLICTING = ("ConditionalRequestConflict", "OperationAborted")
 
 
 class AwsObjects:
