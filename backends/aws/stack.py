@@ -8,19 +8,15 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsdray.backends.aws import border
-from fsdray.errors import ServiceError, SettingsError
-
-if TYPE_CHECKING:
-    from fsdray.backends.aws.clients import Clients
-    from fsdray.settings import Settings
-
-OUTPUT = "Stack"
-"""Of CloudFormation's outputs, the one that holds what `Stack.dump` wrote."""
+from fsdray.errors import SettingsError
+from fsdray.settings import Settings
 
 VARIABLE = "FSDRAY_STACK_JSON"
+OUTPUT = "Stack"
+"""The output of the CloudFormation stack that holds the same."""
 
 
 @dataclass(frozen=True)
@@ -72,65 +68,33 @@ class Stack:
 
 
 def read_stack(settings: Settings) -> Stack:
-    """The stack that the settings name, asked for with boto3; it blocks.
+    """The stack that the settings name, from one DescribeStacks; it blocks.
 
     Raises
     ------
-    SettingsError : there is none, or it is no fsdray stack: the message says what to run.
-    ServiceError : it was not deployed to its end.
+    SettingsError
+        no credentials, no region, no such stack or one that is not whole: it says what to run.
     """
     import boto3
 
-    with border.crossing(f"looking for the stack {settings.stack!r}"):
-        session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+    name = settings.stack
+    region = settings.region or os.environ.get("AWS_REGION")
+    with border.crossing(f"reading the stack {name!r}"):
+        session = boto3.Session(profile_name=settings.profile, region_name=region)
         client = session.client("cloudformation")
         try:
-            told = client.describe_stacks(StackName=settings.stack)
-        except client.exceptions.ClientError as error:
-            raise _absent(error, settings.stack, client.meta.region_name) or error from error
-    return _of(told["Stacks"][0])
-
-
-async def find_stack(clients: Clients, name: str) -> Stack:
-    """The stack of that name, asked for on the loop; as `read_stack`."""
-    client = await clients.get("cloudformation")
-    with border.crossing(f"looking for the stack {name!r}"):
-        try:
-            told = await client.describe_stacks(StackName=name)
-        except client.exceptions.ClientError as error:
-            raise _absent(error, name, client.meta.region_name) or error from error
-    return _of(told["Stacks"][0])
-
-
-def _absent(error: Exception, name: str, region: str) -> SettingsError | None:
-    """Our error where the service says that there is no such stack."""
-    if border.code_of(error) != "ValidationError" or "does not exist" not in str(error):
-        return None
-    return SettingsError(
-        f"there is no stack {name!r} in {region}: run `{command('deploy', name)}`, or name another "
-        "stack (FSDRAY_STACK) or region (FSDRAY_REGION)"
-    )
-
-
-def _of(described: Mapping[str, Any]) -> Stack:
-    """The stack that CloudFormation describes."""
-    name, status = described["StackName"], described["StackStatus"]
-    outputs = {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs") or ()}
-    if status in ("CREATE_IN_PROGRESS", "REVIEW_IN_PROGRESS", "DELETE_IN_PROGRESS"):
-        raise ServiceError(f"the stack {name!r} is {status}: try again when that is done")
-    if not outputs.get("Release") and "Options" in outputs:
-        raise ServiceError(
-            f"the stack {name!r} was not deployed to its end ({status}): run "
-            f"`{command('deploy', name)}` again"
-        )
+            told: Any = client.describe_stacks(StackName=name)["Stacks"][0]
+        except Exception as error:
+            if border.code_of(error) != "ValidationError":
+                raise
+            raise SettingsError(
+                f"there is no stack {name!r} in {client.meta.region_name}: run `fsdray deploy`, or "
+                "name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, FSDRAY_REGION"
+            ) from error
+    outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
     if OUTPUT not in outputs:
         raise SettingsError(
-            f"the stack {name!r} is {status} and says nothing of fsdray: run "
-            f"`{command('deploy', name)}` if fsdray made it, or name another with FSDRAY_STACK"
+            f"the stack {name!r} in {client.meta.region_name} is {told['StackStatus']}, and no "
+            "whole stack of fsdray: run `fsdray deploy`, and `fsdray doctor` where that fails"
         )
     return Stack.load(outputs[OUTPUT])
-
-
-def command(verb: str, name: str) -> str:
-    """What to type to have something done with a stack."""
-    return f"fsdray {verb}" + ("" if name == "fsdray" else f" --stack {name}")

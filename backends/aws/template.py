@@ -124,6 +124,7 @@ def plan(name: str, options: Options, *, region: str, account: str, partition: s
     whole = expand(
         text,
         {
+            "whole": [("-",)],
             "topic": [(f"Topic{group}", f"group-{group}") for group in range(topics)],
             "memory": [(str(memory),) for memory in sorted(options.memory)],
             "variable": [
@@ -135,7 +136,7 @@ def plan(name: str, options: Options, *, region: str, account: str, partition: s
             ],
         },
     )
-    bare = _CUT.split(text)[0] + "\n"
+    bare = expand(_CUT.split(text)[0], {"whole": []})
     slots = _file("slots.yaml")
     nested = {
         f"-{block}.yaml": expand(
