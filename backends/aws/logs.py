@@ -180,7 +180,8 @@ def of_stack(settings: Settings, run: str | None, rank: int | None) -> Reader:
 
 def groups(functions: Iterable[str]) -> list[str]:
     """The log groups of functions."""
-    return [f"/aws/lambda/{name}" for name in sorted(functions)]
+    # A name may go on with the alias by which the function is called.
+    return sorted({f"/aws/lambda/{name.partition(':')[0]}" for name in functions})
 
 
 def parse_since(text: str, now: float | None = None) -> float:

@@ -57,7 +57,7 @@ def of_session(stack: Stack) -> list[Asked]:
         partition=partition(stack.region),
         bucket=stack.bucket,
     )
-    function = next(iter(stack.functions.values()))
+    function = next(iter(stack.functions.values())).partition(":")[0]
     names = {
         f"function:{stack.name}-*": f"function:{function}",
         f"{stack.name}-group-*": f"{stack.name}-group-0",
