@@ -7,11 +7,12 @@ while somebody waits, so that frames gather meanwhile and few receives are bille
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
+from fsdray.collective.channels.sendlog import SendLog
+from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, frames
 from fsdray.services import Delivery, Message, MessageLimits, Messages
@@ -25,7 +26,13 @@ MB costs in 16 ms: worth a moment, not more (prices: FACTS, section 3)."""
 
 
 class QueueChannel:
-    """See `fsdray.collective.channels.Channel`."""
+    """See `fsdray.collective.channels.Channel`.
+
+    Parameters
+    ----------
+    moved : how often ranks were started again, of those that were: their inboxes are new.
+    log : keeps what is sent; None where no rank is started again.
+    """
 
     def __init__(
         self,
@@ -34,11 +41,15 @@ class QueueChannel:
         rank: int,
         inboxes: Sequence[str],
         mailbox: Mailbox,
+        moved: Mapping[int, int] | None = None,
+        log: SendLog | None = None,
     ) -> None:
         self._messages = messages
         self._epoch = epoch
         self._rank = rank
-        self._inboxes = inboxes
+        self._inboxes = list(inboxes)
+        self._moved = dict(moved or {})
+        self._log = log
         self._mailbox = mailbox
         self._ready: list[Message] = []  # to go with the next departure
         self._departure: asyncio.Task[None] | None = None
@@ -57,10 +68,13 @@ class QueueChannel:
             for some in map(tuple, _chunks(parcel.destinations, limits.fanout)):
                 room = limits.message - overhead(len(some))
                 addressed = type(parcel)(some, parcel.codec, parcel.payload)
-                self._ready += (
-                    Message(pack(frame), tuple(self._inboxes[rank] for rank in some))
-                    for frame in frames(self._epoch, self._rank, outgoing, addressed, room)
-                )
+                incarnation = self._moved.get(self._rank, 0) % 256
+                for frame in frames(
+                    self._epoch, self._rank, outgoing, addressed, room, incarnation
+                ):
+                    self._send(pack(frame), some)
+        if self._log is not None:
+            await self._log.relieve()
         if self._departure is None:
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
@@ -92,6 +106,17 @@ class QueueChannel:
         finally:
             changed.cancel()
 
+    def move(self, rank: int, incarnation: int, inbox: str) -> None:
+        """A rank was started again: what it was sent, and will be, goes to another inbox."""
+        if incarnation <= self._moved.get(rank, 0):
+            return
+        self._moved[rank] = incarnation
+        self._inboxes[rank] = inbox
+        if self._log is not None:
+            task = asyncio.create_task(self._resend(self._log, rank, inbox))
+            self._under_way.add(task)
+            task.add_done_callback(self._resent)
+
     async def close(self) -> None:
         self.hurry()
         if self._under_way:
@@ -102,6 +127,22 @@ class QueueChannel:
         self._acknowledge(len(self._held))
         if self._acknowledging:
             await asyncio.wait(list(self._acknowledging))
+
+    def _send(self, body: bytes, ranks: tuple[int, ...]) -> None:
+        if self._log is not None:
+            self._log.add(ranks, body)
+        self._ready += addressed(body, ranks, self._inboxes, self._moved)
+
+    async def _resend(self, log: SendLog, rank: int, inbox: str) -> None:
+        async for bodies in log.to(rank):
+            await send(self._messages, bodies, inbox)
+
+    def _resent(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # The other would wait for what does not come: this rank fails, and says why.
+            self._mailbox.fail(lambda: error)
 
     async def _depart(self) -> None:
         """Publish what has gathered, when somebody is in a hurry or a moment is over.
@@ -173,12 +214,40 @@ def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list
     return (batch for _, batch in open_batches)
 
 
-async def announce(messages: Messages, inboxes: Sequence[str], frame: Frame) -> None:
-    """Publish an abort to every rank."""
-    assert frame.operation == Operation.ABORT
+def addressed(
+    body: bytes, ranks: Sequence[int], inboxes: Sequence[str], moved: Mapping[int, int]
+) -> Iterator[Message]:
+    """A frame for ranks that one message reaches, as messages.
+
+    The inbox of one that was started again was leased by itself, so no message reaches another too.
+    """
+    together = tuple(inboxes[rank] for rank in ranks if rank not in moved)
+    if together:
+        yield Message(body, together)
+    for rank in ranks:
+        if rank in moved:
+            yield Message(body, (inboxes[rank],))
+
+
+async def announce(
+    messages: Messages,
+    inboxes: Sequence[str],
+    moved: Mapping[int, int],
+    frame: Frame,
+    ranks: Sequence[int],
+) -> None:
+    """Publish a frame that says something of the gang itself to these ranks."""
     body = pack(frame)
-    for some in _chunks(tuple(inboxes), messages.limits.fanout):
-        await messages.publish([Message(body, tuple(some))])
+    for some in _chunks(ranks, messages.limits.fanout):
+        for message in addressed(body, some, inboxes, moved):
+            await messages.publish([message])
+
+
+async def send(messages: Messages, bodies: Sequence[bytes], inbox: str) -> None:
+    """Send frames to one inbox, in as few requests as can be."""
+    waiting = [Message(body, (inbox,)) for body in bodies]
+    for some in batches(waiting, messages.limits):
+        await messages.publish(some)
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
