@@ -21,6 +21,12 @@ KIB = 1024
 MIB = 1024 * KIB
 BILLING_UNIT = 64 * KIB
 """SNS and SQS bill a request of up to 256 KB as one for each 64 KB begun (AWS price pages)."""
+ENVELOPE = 25
+"""Bytes of a message beside its body that are billed and limited as the body is: text of one
+character, and names, types and heads of two attributes (the bytes, and to whom they go)."""
+ADDRESS = 13
+"""The same, for each inbox that a message goes to: its number, as text to filter by and in binary
+with the epoch of its lease."""
 
 Count: TypeAlias = Callable[[str, float], None]
 """How a service reports a billed request: ``count("publish", 1)``. The names, which are also
@@ -29,12 +35,15 @@ those on a receipt:
 ==================  ==========================================================================
 ``invoke``          calls of a function; ``gb_seconds`` what they ran (memory × billed time)
 ``publish``         publish calls; ``publish_units`` the same in 64 KB units, as SNS bills them
-``publish_bytes``   payload published
+``publish_bytes``   what was published, envelopes included
+``send``            publishes to one inbox, which go to its queue directly (`is_direct`);
+                    ``send_units`` and ``send_bytes`` as above
 ``receive``         receive calls, empty ones included; ``receive_units`` in 64 KB units
 ``acknowledge``     acknowledgement (delete) calls of up to ten messages
 ``put``, ``get``    objects written and read; ``put_bytes``, ``get_bytes`` their payload
 ``miss``            reads of a key that was not there yet: billed as a get
 ``list``            listings; ``delete`` is free on S3 and counted all the same
+``lease``           changes of the one object that says who has which inbox: a read and a write
 ==================  ==========================================================================
 """
 
@@ -82,7 +91,8 @@ class Pace:
 class FunctionLimits:
     """What `Functions` accepts; the defaults are AWS Lambda's (2026-11)."""
 
-    payload: int = 6 * MIB  # bytes, each way, of a synchronous call
+    # Bytes, each way, of a synchronous call: Lambda's 6 MB are JSON, which holds them as base64.
+    payload: int = 6 * MIB * 3 // 4
     memory: tuple[int, int] = (128, 10_240)  # MB, least and most
     timeout: float = 900.0  # seconds
     concurrency: int = 1000  # calls at one time
@@ -110,16 +120,20 @@ class MessageLimits:
     wait: float = 20.0  # seconds of one long poll
     visibility: float = 30.0  # seconds until an unacknowledged delivery comes again
 
+    def room(self, inboxes: int) -> int:
+        """Bytes that the body of one message to so many inboxes may have."""
+        return self.message - ENVELOPE - ADDRESS * inboxes
+
     def check_publish(self, messages: Sequence[Message]) -> None:
         """Raise `SettingsError` for a batch that is over the limits."""
-        sizes = [memoryview(message.body).nbytes for message in messages]
+        sizes = [message.billed for message in messages]
         if not 1 <= len(messages) <= self.batch_messages:
             raise SettingsError(
                 f"a batch has 1 to {self.batch_messages} messages, not {len(messages)}"
             )
         if max(sizes) > self.message or sum(sizes) > self.batch:
             raise SettingsError(
-                f"messages of {sizes} bytes: one may have {self.message}, "
+                f"messages of {sizes} bytes with their envelopes: one may have {self.message}, "
                 f"a batch {self.batch} in all"
             )
         if any(not 1 <= len(message.inboxes) <= self.fanout for message in messages):
@@ -161,14 +175,44 @@ class Message:
     body: Buffer
     inboxes: tuple[str, ...]
 
+    @property
+    def billed(self) -> int:
+        """Bytes that are billed and limited: the body, and what says where it goes."""
+        return memoryview(self.body).nbytes + ENVELOPE + ADDRESS * len(self.inboxes)
+
+
+def is_direct(messages: Sequence[Message]) -> bool:
+    """Whether a batch goes to its one inbox directly: SQS's send is cheaper than SNS's publish."""
+    inboxes = {message.inboxes for message in messages}
+    return len(inboxes) == 1 and len(messages[0].inboxes) == 1
+
+
+def count_publish(count: Count, messages: Sequence[Message], *, direct: bool) -> None:
+    """Report one publish of messages, or one send where the batch that they are of is direct."""
+    name = "send" if direct else "publish"
+    size = sum(message.billed for message in messages)
+    count(name, 1)
+    count(f"{name}_units", units(size))
+    count(f"{name}_bytes", size)
+
+
+def count_receive(count: Count, deliveries: Sequence[Delivery]) -> None:
+    """Report one receive and what it brought."""
+    count("receive", 1)
+    count("receive_units", units(sum(delivery.billed for delivery in deliveries)))
+
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message as it arrived; `receipt` acknowledges this delivery of it."""
+    """One message as it arrived; `receipt` acknowledges this delivery of it.
+
+    `billed` is the message's (`Message.billed`).
+    """
 
     inbox: str
     receipt: str
     body: Buffer
+    billed: int
 
 
 @dataclass(frozen=True)
@@ -251,7 +295,11 @@ class Messages(Protocol):
     def limits(self) -> MessageLimits: ...
 
     async def lease(self, count: int) -> list[str]:
-        """Take `count` empty inboxes until `release`."""
+        """Take `count` empty inboxes until `release`.
+
+        They come in groups of ``limits.fanout``: what goes to the inboxes of one group only is
+        one publish; a batch that goes to several may be billed as one for each.
+        """
         ...
 
     async def release(self, inboxes: Sequence[str]) -> None:
@@ -260,6 +308,8 @@ class Messages(Protocol):
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publish one batch, which may mix targets; entries that fail are retried inside.
+
+        A batch for one inbox alone is sent to it directly (`is_direct`), which is cheaper.
 
         Raises `SettingsError` where the batch is over the limits (the channel splits, not the
         service) and `ServiceError` where an inbox is not leased.

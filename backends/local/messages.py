@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fsdray.errors import ServiceError
-from fsdray.services import Count, Delivery, Message, MessageLimits, units
+from fsdray.services import (
+    Count,
+    Delivery,
+    Message,
+    MessageLimits,
+    count_publish,
+    count_receive,
+    is_direct,
+)
 
 
 class Post(Protocol):
@@ -23,15 +31,18 @@ class Post(Protocol):
     async def lease(self, count: int) -> list[str]: ...
     async def release(self, inboxes: Sequence[str]) -> None: ...
     async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None: ...
-    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes]]: ...
+    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes, int]]: ...
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None: ...
+
+
+_Kept = tuple[bytes, int]  # a body, and what of its message is billed
 
 
 @dataclass
 class _Inbox:
-    ready: deque[bytes] = field(default_factory=deque)
-    # By receipt: the body, and when it comes again.
-    in_flight: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    ready: deque[_Kept] = field(default_factory=deque)
+    # By receipt: what was delivered, and when it comes again.
+    in_flight: dict[str, tuple[_Kept, float]] = field(default_factory=dict)
     readers: deque[asyncio.Future[None]] = field(default_factory=deque)
 
     def wake(self) -> None:
@@ -72,12 +83,13 @@ class Inboxes:
             for name in names:
                 self._inbox(name)
         for body, names in messages:
+            kept = body, Message(body, names).billed
             for name in names:
                 inbox = self._inbox(name)
-                inbox.ready.append(body)
+                inbox.ready.append(kept)
                 inbox.wake()
 
-    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes]]:
+    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes, int]]:
         box = self._inbox(inbox)
         deadline = asyncio.get_running_loop().time() + wait
         while True:
@@ -114,18 +126,18 @@ class Inboxes:
         except KeyError:
             raise _not_leased(name) from None
 
-    def _take(self, box: _Inbox) -> list[tuple[str, bytes]]:
-        taken: list[tuple[str, bytes]] = []
+    def _take(self, box: _Inbox) -> list[tuple[str, bytes, int]]:
+        taken: list[tuple[str, bytes, int]] = []
         size = 0
         again = asyncio.get_running_loop().time() + self._limits.visibility
         while box.ready and len(taken) < self._limits.receive_messages:
-            size += len(box.ready[0])
+            size += box.ready[0][1]
             if taken and size > self._limits.receive:
                 break
-            body = box.ready.popleft()
+            kept = box.ready.popleft()
             receipt = f"r{next(self._receipts)}"
-            box.in_flight[receipt] = (body, again)
-            taken.append((receipt, body))
+            box.in_flight[receipt] = (kept, again)
+            taken.append((receipt, *kept))
         # Those who wait take what is left, or learn when this comes again.
         box.wake_all()
         return taken
@@ -155,18 +167,15 @@ class LocalMessages:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self.limits.check_publish(messages)
-        size = sum(memoryview(message.body).nbytes for message in messages)
-        self._count("publish", 1)
-        self._count("publish_units", units(size))
-        self._count("publish_bytes", size)
+        count_publish(self._count, messages, direct=is_direct(messages))
         await self._post.publish([(bytes(m.body), m.inboxes) for m in messages])
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
         taken = await self._post.receive(inbox, wait)
-        self._count("receive", 1)
-        self._count("receive_units", units(sum(len(body) for _, body in taken)))
-        return [Delivery(inbox, receipt, body) for receipt, body in taken]
+        deliveries = [Delivery(inbox, *each) for each in taken]
+        count_receive(self._count, deliveries)
+        return deliveries
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.limits.check_acknowledge(deliveries)

@@ -155,8 +155,8 @@ class _Driver:
     async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None:
         await self._link.request("publish", list(messages))
 
-    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes]]:
-        taken: list[tuple[str, bytes]] = await self._link.request("receive", inbox, wait)
+    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes, int]]:
+        taken: list[tuple[str, bytes, int]] = await self._link.request("receive", inbox, wait)
         return taken
 
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:

@@ -14,18 +14,28 @@ from dataclasses import dataclass, field
 
 from fsdray.backends.simulated.world import Node, World
 from fsdray.errors import ServiceError
-from fsdray.services import Delivery, Message, MessageLimits, units
+from fsdray.services import (
+    Delivery,
+    Message,
+    MessageLimits,
+    count_publish,
+    count_receive,
+    is_direct,
+)
 
 
 class _Damaged(bytes):
     """A copy that was spoilt on its way; the service knows nothing of it and keeps none."""
 
 
+_Kept = tuple[bytes, int]  # a body, and what of its message is billed
+
+
 @dataclass
 class _Inbox:
-    ready: deque[bytes] = field(default_factory=deque)
-    # By receipt, in the order in which they come again: the body, and when it does.
-    in_flight: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    ready: deque[_Kept] = field(default_factory=deque)
+    # By receipt, in the order in which they come again: what was delivered, and when it does.
+    in_flight: dict[str, tuple[_Kept, float]] = field(default_factory=dict)
     readers: deque[asyncio.Future[None]] = field(default_factory=deque)
     coming: int = 0  # deliveries on their way
 
@@ -76,20 +86,21 @@ class Inboxes:
         for name in message.inboxes:
             self._inbox(name)
 
-    def send(self, name: str, body: bytes, arrival: float) -> None:
+    def send(self, name: str, body: bytes, billed: int, arrival: float) -> None:
         """Have a body arrive, and what faults make of it."""
         world, faults = self._world, self._world.faults
         if world.happens(faults.delay):
             arrival += faults.lateness * world.draws.random()
-        self._at(arrival, name, body)
+        self._at(arrival, name, (body, billed))
         if world.happens(faults.duplicate):
-            self._at(arrival + faults.lateness * world.draws.random(), name, body)
+            self._at(arrival + faults.lateness * world.draws.random(), name, (body, billed))
         if world.happens(faults.corrupt):
             damaged = bytearray(body or b"?")
             damaged[world.draws.randrange(len(damaged))] ^= 1 << world.draws.randrange(8)
-            self._at(arrival + world.draws.random() * 0.01, name, _Damaged(damaged))
+            late = world.draws.random() * 0.01
+            self._at(arrival + late, name, (_Damaged(damaged), billed))
 
-    async def receive(self, node: Node, name: str, wait: float) -> list[tuple[str, bytes]]:
+    async def receive(self, node: Node, name: str, wait: float) -> list[tuple[str, bytes, int]]:
         """One receive: what is there takes a round trip, what comes later wakes who waits."""
         world = self._world
         box = self._inbox(name)
@@ -132,37 +143,37 @@ class Inboxes:
         except KeyError:
             raise _not_leased(name) from None
 
-    def _at(self, when: float, name: str, body: bytes) -> None:
+    def _at(self, when: float, name: str, kept: _Kept) -> None:
         box = self._inboxes.get(name)
         if box is not None:
             box.coming += 1
-            self._world.loop.call_at(when, self._arrive, name, box, body)
+            self._world.loop.call_at(when, self._arrive, name, box, kept)
 
-    def _arrive(self, name: str, box: _Inbox, body: bytes) -> None:
+    def _arrive(self, name: str, box: _Inbox, kept: _Kept) -> None:
         world = self._world
         box.coming -= 1
         if self._inboxes.get(name) is not box:
             return  # released meanwhile: gone
-        world.record(-1, "deliver", inbox=name, bytes=len(body))
+        world.record(-1, "deliver", inbox=name, bytes=len(kept[0]))
         if world.happens(world.faults.reorder):
-            box.ready.appendleft(body)
+            box.ready.appendleft(kept)
         else:
-            box.ready.append(body)
+            box.ready.append(kept)
         box.wake()
 
-    def _take(self, box: _Inbox) -> list[tuple[str, bytes]]:
-        taken: list[tuple[str, bytes]] = []
+    def _take(self, box: _Inbox) -> list[tuple[str, bytes, int]]:
+        taken: list[tuple[str, bytes, int]] = []
         size = 0
         again = self._world.now + self._limits.visibility
         while box.ready and len(taken) < self._limits.receive_messages:
-            size += len(box.ready[0])
+            size += box.ready[0][1]
             if taken and size > self._limits.receive:
                 break
-            body = box.ready.popleft()
+            kept = box.ready.popleft()
             receipt = f"r{next(self._receipts)}"
-            if not isinstance(body, _Damaged):
-                box.in_flight[receipt] = (body, again)
-            taken.append((receipt, body))
+            if not isinstance(kept[0], _Damaged):
+                box.in_flight[receipt] = (kept, again)
+            taken.append((receipt, *kept))
         # Those who wait take what is left, or learn when this comes again.
         box.wake_all()
         return taken
@@ -170,11 +181,11 @@ class Inboxes:
     def _redeliver(self, box: _Inbox) -> float:
         """Make overdue deliveries ready again; return when the next one is due."""
         while box.in_flight:
-            receipt, (body, again) = next(iter(box.in_flight.items()))
+            receipt, (kept, again) = next(iter(box.in_flight.items()))
             if again > self._world.now:
                 return again
             del box.in_flight[receipt]
-            box.ready.append(body)
+            box.ready.append(kept)
         return float("inf")
 
 
@@ -199,23 +210,26 @@ class SimulatedMessages:
         self.limits.check_publish(messages)
         world = self._world
         left = [(bytes(message.body), message) for message in messages]  # bytes are not copied
+        direct = is_direct(messages)
+        deliver = world.network.direct if direct else world.network.deliver
 
         async def once() -> None:
             nonlocal left
             for _, message in left:
                 self._inboxes.check(message)
-            size = sum(len(body) for body, _ in left)
-            world.count("publish", 1)
-            world.count("publish_units", units(size))
-            world.count("publish_bytes", size)
-            world.record(self._node.rank, "publish", messages=len(left), bytes=size)
+            size = sum(message.billed for _, message in left)
+            count_publish(world.count, [message for _, message in left], direct=direct)
+            what = "send" if direct else "publish"
+            world.record(self._node.rank, what, messages=len(left), bytes=size)
             takes = world.latency(world.network.publish)
-            start = world.publishes.end(self._node.connect(takes), len(left))
+            start = self._node.connect(takes)
+            if not direct:  # whose rate is each queue's own, and boundless
+                start = world.publishes.end(start, len(left))
             sent = self._node.up.end(start, size)
             failed = [world.happens(world.faults.partial) for _ in left]
             for (body, message), is_failed in zip(left, failed, strict=True):
                 for inbox in () if is_failed else message.inboxes:
-                    self._inboxes.send(inbox, body, sent + world.latency(world.network.deliver))
+                    self._inboxes.send(inbox, body, message.billed, sent + world.latency(deliver))
             await world.until(sent + takes)
             if any(failed):
                 left = [each for each, is_failed in zip(left, failed, strict=True) if is_failed]
@@ -229,17 +243,17 @@ class SimulatedMessages:
         world = self._world
 
         async def once() -> list[Delivery]:
-            world.count("receive", 1)
-            size = 0
+            deliveries: list[Delivery] = []
             try:
                 taken = await self._inboxes.receive(self._node, inbox, wait)
-                size = sum(len(body) for _, body in taken)
+                deliveries = [Delivery(inbox, *each) for each in taken]
             finally:
-                world.count("receive_units", units(size))  # billed however it ends
+                count_receive(world.count, deliveries)  # billed however it ends
+            size = sum(delivery.billed for delivery in deliveries)
             if size:
                 await world.until(self._node.down.end(world.now, size))
             world.record(self._node.rank, "receive", messages=len(taken), bytes=size)
-            return [Delivery(inbox, receipt, body) for receipt, body in taken]
+            return deliveries
 
         return await world.request(self._node, "a receive", once)
 

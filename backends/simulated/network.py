@@ -60,7 +60,8 @@ class Network:
     ----------
     deliver : from a publish to a reader that waits in a long poll. Median: FACTS' assumption for
         SNS→SQS long poll; p99 in the proportion that was measured for SNS → push.
-    publish : until a publish call returns; assumed.
+    direct : from a send to a reader that waits: measured from SQS to its consumer (FMI).
+    publish : until a publish or send call returns; assumed.
     receive : of a receive that finds messages, and of an acknowledgement; assumed, half of what
         was measured from an SQS send to its consumer (16 and 105 ms).
     put, get : S3 Standard, 1 KB: measured (FMI's and Skyrise's raw data).
@@ -77,6 +78,7 @@ class Network:
     """
 
     deliver: Latency = Latency(0.060, 0.185)
+    direct: Latency = Latency(0.016, 0.105)
     publish: Latency = Latency(0.020, 0.062)
     receive: Latency = Latency(0.008, 0.053)
     put: Latency = Latency(0.041, 0.125)

@@ -7,6 +7,7 @@ exchange becomes requests is the channels' work: the formulas here are what test
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fsdray.collective.frames import Operation, overhead
@@ -105,38 +106,53 @@ def to_higher(rank: int, size: int) -> Exchange:
     return Exchange((above,) if above else (), tuple(range(rank)))
 
 
+def groups(ranks: Sequence[int], fanout: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Ranks by the group of inboxes that they are in: one publish reaches `fanout` of them."""
+    found: dict[int, list[int]] = {}
+    for rank in ranks:
+        found.setdefault(rank // fanout, []).append(rank)
+    return ((group, tuple(some)) for group, some in found.items())
+
+
 def is_one_round(size: int) -> bool:
     """Whether an allreduce, barrier or scan of `size` ranks is one round, or two by rank 0."""
     return size <= ONE_ROUND
 
 
-def publishes(
-    operation: Operation, size: int, payload: int, limits: MessageLimits = MessageLimits()
-) -> int:
-    """Publish calls of all ranks together on the queue, for payloads of `payload` bytes each.
+@dataclass(frozen=True)
+class Published:
+    """Requests on the queue: publishes, and sends to one inbox alone."""
+
+    publish: int
+    send: int
+
+    def __add__(self, other: Published) -> Published:
+        return Published(self.publish + other.publish, self.send + other.send)
+
+
+def published(
+    operation: Operation,
+    size: int,
+    payload: int,
+    limits: MessageLimits = MessageLimits(),
+    root: int = 0,
+) -> Published:
+    """Publishes and sends of all ranks together, for payloads of `payload` bytes each.
 
     Exact for payloads of one size, as tests of the meter show. A neighbor_alltoall is taken as
     one in which everybody has something for everybody else.
     """
     _check_collective(operation)
-    others = size - 1
-    if others == 0:
-        return 0
-    if operation in _EACH_TO_EACH:
-        return size * _unicast(others, payload, limits)
-    if operation == Operation.BCAST:
-        return _multicast(others, payload, limits)
-    if operation == Operation.SCATTER:
-        return _unicast(others, payload, limits)
-    if operation in (Operation.GATHER, Operation.REDUCE):
-        return others * _unicast(1, payload, limits)
-    if operation in _SCANS:
-        if is_one_round(size):
-            return sum(_multicast(above, payload, limits) for above in range(1, size))
-        return others * _unicast(1, payload, limits) + _unicast(others, payload, limits)
-    if operation in (Operation.ALLGATHER, Operation.SPLIT) or is_one_round(size):
-        return size * _multicast(others, payload, limits)
-    return others * _unicast(1, payload, limits) + _multicast(others, payload, limits)
+    if operation == Operation.NEIGHBOR_ALLTOALL:
+        operation = Operation.ALLTOALL
+    return sum(
+        (
+            _departure(exchange.destinations, payload, limits)
+            for rank in range(size)
+            for exchange in rounds(Call(operation, rank, size, root))
+        ),
+        start=Published(0, 0),
+    )
 
 
 def puts(operation: Operation, size: int) -> int:
@@ -154,7 +170,6 @@ def puts(operation: Operation, size: int) -> int:
     return size
 
 
-_EACH_TO_EACH = (Operation.NEIGHBOR_ALLTOALL, Operation.ALLTOALL, Operation.REDUCE_SCATTER)
 _SCANS = (Operation.SCAN, Operation.EXSCAN)
 
 
@@ -167,33 +182,35 @@ def _others(size: int, rank: int) -> tuple[int, ...]:
     return tuple(other for other in range(size) if other != rank)
 
 
-def _multicast(ranks: int, payload: int, limits: MessageLimits) -> int:
-    """One payload for all: a frame a part, for every `fanout` ranks again."""
-    full, rest = divmod(ranks, limits.fanout)
-    groups = [limits.fanout] * full + ([rest] if rest else [])
-    return _batches([n for n in groups for n in _frames(payload, n, limits)], limits)
-
-
-def _unicast(ranks: int, payload: int, limits: MessageLimits) -> int:
-    """A payload for each."""
-    return _batches([n for _ in range(ranks) for n in _frames(payload, 1, limits)], limits)
+def _departure(
+    destinations: Sequence[tuple[int, ...]], payload: int, limits: MessageLimits
+) -> Published:
+    """What one rank's part of one round goes out as."""
+    frames: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    for ranks in destinations:
+        for group, some in groups(ranks, limits.fanout):
+            frames.setdefault(group, []).extend(
+                (size, some) for size in _frames(payload, len(some), limits)
+            )
+    return sum((_batches(each, limits) for each in frames.values()), start=Published(0, 0))
 
 
 def _frames(payload: int, destinations: int, limits: MessageLimits) -> list[int]:
-    head = overhead(destinations)
-    room = limits.message - head
+    """Billed sizes of the frames of one payload."""
+    room = limits.room(destinations) - overhead(destinations)
     full, rest = divmod(payload, room)
-    return [limits.message] * full + ([head + rest] if rest or not full else [])
+    return [limits.message] * full + ([limits.message - room + rest] if rest or not full else [])
 
 
-def _batches(frames: list[int], limits: MessageLimits) -> int:
-    """How many publishes hold frames of these sizes, the largest placed first."""
-    batches: list[tuple[int, int]] = []
-    for size in sorted(frames, reverse=True):
-        for i, (used, count) in enumerate(batches):
+def _batches(frames: list[tuple[int, tuple[int, ...]]], limits: MessageLimits) -> Published:
+    """What holds frames of these sizes and targets, the largest placed first."""
+    batches: list[tuple[int, int, set[tuple[int, ...]]]] = []
+    for size, ranks in sorted(frames, key=lambda frame: -frame[0]):
+        for i, (used, count, targets) in enumerate(batches):
             if used + size <= limits.batch and count < limits.batch_messages:
-                batches[i] = (used + size, count + 1)
+                batches[i] = (used + size, count + 1, targets | {ranks})
                 break
         else:
-            batches.append((size, 1))
-    return len(batches)
+            batches.append((size, 1, {ranks}))
+    direct = sum(len(targets) == 1 and len(min(targets)) == 1 for _, _, targets in batches)
+    return Published(len(batches) - direct, direct)

@@ -107,6 +107,8 @@ class Prices:
         The names are those of `fsdray.services.Count`. Calls that are billed by the 64 KB unit
         (``publish``, ``receive``) are free themselves: their units are not.
         """
+        if name == "lease":  # a read and a write of one object
+            return self.of("get") + self.of("put")
         item = self._billed().get(name)
         return 0.0 if item is None else self.items[item].each
 
@@ -123,6 +125,7 @@ class Prices:
             "gb_seconds": f"lambda_gb_second_{self.architecture}",
             "publish_units": "sns_unit",
             "publish_bytes": "sns_to_sqs_byte",
+            "send_units": "sqs_unit",
             "receive_units": "sqs_unit",
             "acknowledge": "sqs_unit",
             "put": put,

@@ -20,6 +20,9 @@ _WORDS = {
     "publish": ("SNS", "publish", "publishes"),
     "publish_units": ("SNS", "64 KB unit published", "64 KB units published"),
     "publish_bytes": ("SNS", "byte published", "bytes published"),
+    "send": ("SQS", "send", "sends"),
+    "send_units": ("SQS", "64 KB unit sent", "64 KB units sent"),
+    "send_bytes": ("SQS", "byte sent", "bytes sent"),
     "receive": ("SQS", "receive", "receives"),
     "receive_units": ("SQS", "64 KB unit received", "64 KB units received"),
     "acknowledge": ("SQS", "acknowledgement", "acknowledgements"),
@@ -30,9 +33,11 @@ _WORDS = {
     "miss": ("S3", "miss", "misses"),
     "list": ("S3", "listing", "listings"),
     "delete": ("S3", "delete", "deletes"),
+    "lease": ("S3", "lease of inboxes", "leases of inboxes"),
 }
 _BRIEF = (
-    "invoke", "gb_seconds", "publish", "receive", "acknowledge", "put", "get", "miss", "list",
+    "invoke", "gb_seconds", "publish", "send", "receive", "acknowledge", "put", "get", "miss",
+    "list",
 )  # fmt: skip
 _WORTH_SAYING = 0.01  # of the cost: below it the disputed transfer would change no digit shown
 

@@ -188,9 +188,10 @@ async def many_messages_all_arrive(messages: Messages) -> None:
 
 async def messages_as_large_as_the_limits_arrive(messages: Messages) -> None:
     limits = messages.limits
-    largest = bytes(range(256)) * (limits.message // 256) + bytes(limits.message % 256)
-    each = limits.batch // limits.batch_messages
-    batch = [bytes([i]) * min(each, limits.message) for i in range(limits.batch_messages)]
+    room = limits.room(1)
+    largest = bytes(range(256)) * (room // 256) + bytes(room % 256)
+    each = min(room, limits.batch // limits.batch_messages - (limits.message - room))
+    batch = [bytes([i]) * each for i in range(limits.batch_messages)]
     async with _leased(messages, 1) as [inbox]:
         await messages.publish([Message(largest, (inbox,))])
         await _collect(messages, inbox, [largest])
@@ -200,7 +201,7 @@ async def messages_as_large_as_the_limits_arrive(messages: Messages) -> None:
 
 async def a_receive_keeps_its_limits(messages: Messages) -> None:
     limits = messages.limits
-    each = min(limits.message, limits.receive // max(1, limits.receive_messages // 2))
+    each = min(limits.room(1), limits.receive // max(1, limits.receive_messages // 2))
     bodies = [bytes([i]) * each for i in range(2 * limits.receive_messages)]
     async with _leased(messages, 1) as [inbox]:
         for body in bodies:
@@ -216,8 +217,8 @@ async def a_batch_beyond_the_limits_is_refused_whole(messages: Messages) -> None
         beyond: dict[str, list[Message]] = {
             "no message": [],
             "too many messages": [Message(b"x", (inbox,))] * (limits.batch_messages + 1),
-            "too large a message": [Message(bytes(limits.message + 1), (inbox,))],
-            "too large a view": [Message(wide_view(limits.message + 4), (inbox,))],
+            "too large a message": [Message(bytes(limits.room(1) + 1), (inbox,))],
+            "too large a view": [Message(wide_view(limits.room(1) // 4 * 4 + 4), (inbox,))],
             "too large a batch": [Message(bytes(half), (inbox,))] * 2,
             "too many inboxes": [Message(b"x", tuple(inboxes))],
             "no inbox": [Message(b"x", (inbox,)), Message(b"x", ())],

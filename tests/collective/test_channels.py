@@ -54,7 +54,7 @@ def key(number: int = 0, source: int = 0) -> Key:
 
 
 @given(
-    sizes=st.lists(st.integers(0, 1000), max_size=60),
+    sizes=st.lists(st.integers(0, 950), max_size=60),
     limits=st.builds(
         MessageLimits, batch=st.integers(1000, 2500), batch_messages=st.integers(1, 10)
     ),
@@ -66,13 +66,13 @@ def test_batches_hold_every_message_once_within_the_limits_and_first_fit(
     messages = [Message(bytes(size), (f"inbox-{i}",)) for i, size in enumerate(sizes)]
     made = list(queue.batches(messages, limits))
     assert sorted(m.inboxes for batch in made for m in batch) == sorted(m.inboxes for m in messages)
-    used = [sum(len(m.body) for m in batch) for batch in made]
+    used = [sum(m.billed for m in batch) for batch in made]
     assert all(total <= limits.batch for total in used)
     assert all(1 <= len(batch) <= limits.batch_messages for batch in made)
     for i, batch in enumerate(made):
         for later in made[i + 1 :]:
             is_full = len(batch) == limits.batch_messages
-            assert is_full or all(used[i] + len(m.body) > limits.batch for m in later)
+            assert is_full or all(used[i] + m.billed > limits.batch for m in later)
 
 
 def test_no_messages_are_no_batches() -> None:
@@ -117,12 +117,12 @@ def test_a_multicast_beyond_the_fanout_is_split_and_reaches_everybody_once() -> 
         recorder = record(here)
         assert here.run("queue", 12, program) == [{"from": 2}] * 12
         sent = [names for batch in recorder.published for _, names in batch]
-        assert [len(names) for names in sent] == [4, 4, 3]
+        assert sorted(len(names) for names in sent) == [3, 4, 4]
         assert len({name for names in sent for name in names}) == 11
-        assert here.count("publish") == 1
+        assert here.count("publish") == 3  # a topic reaches one group
 
 
-def test_a_multicast_to_more_than_two_hundred_is_two_messages() -> None:
+def test_a_multicast_to_more_than_two_hundred_goes_to_two_topics() -> None:
     async def post() -> None:
         meeting = await meet(here, "queue", 202)
         channel, _ = join(here, meeting, 0, 202)
@@ -132,9 +132,9 @@ def test_a_multicast_to_more_than_two_hundred_is_two_messages() -> None:
     with services() as here:
         recorder = record(here)
         asyncio.run(post())
-        ((first, second),) = recorder.published
-        assert [len(names) for _, names in (first, second)] == [200, 1]
-        assert unpack(second[0]).destinations == (201,)
+        ((first,), (second,)) = sorted(recorder.published, key=lambda batch: -len(batch[0][1]))
+        assert [len(names) for _, names in (first, second)] == [199, 2]
+        assert unpack(second[0]).destinations == (200, 201)
 
 
 def test_a_large_payload_travels_in_parts_that_fill_their_messages() -> None:
@@ -153,7 +153,7 @@ def test_a_large_payload_travels_in_parts_that_fill_their_messages() -> None:
         recorder = record(here)
         assert asyncio.run(exchange()) == data
         bodies = [body for batch in recorder.published for body, _ in batch]
-        limit = here.messages.limits.message
+        limit = here.messages.limits.room(1)
         assert sorted(map(len, bodies))[1:] == [limit] * 3
         assert sorted(unpack(body).part for body in bodies) == [0, 1, 2, 3]
         assert all(sum(len(b) for b, _ in batch) <= limit for batch in recorder.published)

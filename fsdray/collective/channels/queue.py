@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from fsdray.collective.algorithms import groups
 from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, unpack
 from fsdray.collective.mailbox import Mailbox
@@ -51,7 +52,8 @@ class QueueChannel:
         self._moved = dict(moved or {})
         self._log = log
         self._mailbox = mailbox
-        self._ready: list[Message] = []  # to go with the next departure
+        # To go with the next departure, by the group of inboxes that one publish reaches.
+        self._ready: dict[int, list[Message]] = {}
         self._departure: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
@@ -65,21 +67,22 @@ class QueueChannel:
     async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         limits = self._messages.limits
         for parcel in outgoing.parcels:
-            for some in map(tuple, _chunks(parcel.destinations, limits.fanout)):
-                room = limits.message - overhead(len(some))
+            for group, some in groups(parcel.destinations, limits.fanout):
+                room = limits.room(len(some)) - overhead(len(some))
                 addressed = type(parcel)(some, parcel.codec, parcel.payload)
                 incarnation = self._moved.get(self._rank, 0) % 256
                 for frame in frames(
                     self._epoch, self._rank, outgoing, addressed, room, incarnation
                 ):
-                    self._send(pack(frame), some)
+                    self._send(pack(frame), group, some)
         if self._log is not None:
             await self._log.relieve()
         if self._departure is None:
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
             self._departure.add_done_callback(self._arrived)
-        if not may_linger or len(self._ready) >= limits.batch_messages:
+        waiting = sum(map(len, self._ready.values()))
+        if not may_linger or waiting >= limits.batch_messages:
             self.hurry()
         # Others travel with it: who gives up waiting does not stop it.
         await asyncio.shield(self._departure)
@@ -128,10 +131,11 @@ class QueueChannel:
         if self._acknowledging:
             await asyncio.wait(list(self._acknowledging))
 
-    def _send(self, body: bytes, ranks: tuple[int, ...]) -> None:
+    def _send(self, body: bytes, group: int, ranks: tuple[int, ...]) -> None:
         if self._log is not None:
             self._log.add(ranks, body)
-        self._ready += addressed(body, ranks, self._inboxes, self._moved)
+        for each, message in addressed(body, group, ranks, self._inboxes, self._moved):
+            self._ready.setdefault(each, []).append(message)
 
     async def _resend(self, log: SendLog, rank: int, inbox: str) -> None:
         async for bodies in log.to(rank):
@@ -152,10 +156,16 @@ class QueueChannel:
         if not self._hurried.is_set():
             with suppress(TimeoutError):  # nobody was in a hurry
                 await asyncio.wait_for(self._hurried.wait(), LINGER)
-        ready, self._ready, self._departure = self._ready, [], None
+        ready, self._ready, self._departure = self._ready, {}, None
         self._hurried.clear()
         limits = self._messages.limits
-        await asyncio.gather(*(self._messages.publish(batch) for batch in batches(ready, limits)))
+        await asyncio.gather(
+            *(
+                self._messages.publish(batch)
+                for group in ready.values()
+                for batch in batches(group, limits)
+            )
+        )
 
     def _arrived(self, departure: asyncio.Task[None]) -> None:
         self._under_way.discard(departure)
@@ -202,8 +212,8 @@ class QueueChannel:
 def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list[Message]]:
     """Messages in as few publishes as the limits allow, first fit in order of size."""
     open_batches: list[tuple[int, list[Message]]] = []
-    for message in sorted(messages, key=lambda m: -len(m.body)):
-        size = len(message.body)
+    for message in sorted(messages, key=lambda m: -m.billed):
+        size = message.billed
         for i, (used, batch) in enumerate(open_batches):
             if used + size <= limits.batch and len(batch) < limits.batch_messages:
                 batch.append(message)
@@ -215,18 +225,22 @@ def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list
 
 
 def addressed(
-    body: bytes, ranks: Sequence[int], inboxes: Sequence[str], moved: Mapping[int, int]
-) -> Iterator[Message]:
-    """A frame for ranks that one message reaches, as messages.
+    body: bytes,
+    group: int,
+    ranks: Sequence[int],
+    inboxes: Sequence[str],
+    moved: Mapping[int, int],
+) -> Iterator[tuple[int, Message]]:
+    """A frame for ranks of one group, as messages, each with the group that it goes to.
 
-    The inbox of one that was started again was leased by itself, so no message reaches another too.
+    Who was started again is a group of its own: its inbox was leased by itself.
     """
     together = tuple(inboxes[rank] for rank in ranks if rank not in moved)
     if together:
-        yield Message(body, together)
+        yield group, Message(body, together)
     for rank in ranks:
         if rank in moved:
-            yield Message(body, (inboxes[rank],))
+            yield -1 - rank, Message(body, (inboxes[rank],))
 
 
 async def announce(
@@ -238,8 +252,8 @@ async def announce(
 ) -> None:
     """Publish a frame that says something of the gang itself to these ranks."""
     body = pack(frame)
-    for some in _chunks(ranks, messages.limits.fanout):
-        for message in addressed(body, some, inboxes, moved):
+    for group, some in groups(ranks, messages.limits.fanout):
+        for _, message in addressed(body, group, some, inboxes, moved):
             await messages.publish([message])
 
 

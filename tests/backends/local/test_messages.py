@@ -18,6 +18,8 @@ from fsdray.services import BILLING_UNIT, KIB, Message, MessageLimits, units
 
 T = TypeVar("T")
 
+HEAD = 25 + 13  # bytes of a message to one inbox beside its body
+
 
 class Inbox:
     """Messages with one leased inbox and a meter of their own, without any process."""
@@ -64,7 +66,7 @@ def test_a_receive_brings_at_most_ten_messages(inbox: Inbox) -> None:
 def test_a_receive_brings_at_most_its_bytes() -> None:
     inbox = Inbox(MessageLimits(receive=300 * KIB))
     for _ in range(3):
-        inbox.publish(bytes(150 * KIB))
+        inbox.publish(bytes(150 * KIB - HEAD))
     assert [len(inbox.receive()) for _ in range(3)] == [2, 1, 0]
 
 
@@ -154,28 +156,37 @@ def test_a_long_poll_beyond_its_limits_is_refused(inbox: Inbox, wait: float) -> 
     [
         ([0], 1),
         ([1], 1),
-        ([BILLING_UNIT], 1),
-        ([BILLING_UNIT + 1], 2),
+        ([BILLING_UNIT - HEAD], 1),
+        ([BILLING_UNIT - HEAD + 1], 2),
         ([40 * KIB, 40 * KIB], 2),
-        ([64 * KIB] * 4, 4),
+        ([64 * KIB - HEAD] * 4, 4),
         ([1] * 10, 1),
     ],
 )
-def test_a_batch_is_one_publish_billed_by_its_bytes_together(
+def test_a_batch_for_one_inbox_is_one_send_billed_by_its_bytes_together(
     inbox: Inbox, sizes: list[int], billed: int
 ) -> None:
     inbox.publish(*(bytes(size) for size in sizes))
     assert inbox.meter.counts() == {
-        "publish": 1,
-        "publish_units": billed,
-        "publish_bytes": sum(sizes),
+        "send": 1,
+        "send_units": billed,
+        "send_bytes": sum(sizes) + HEAD * len(sizes),
     }
 
 
 def test_a_multicast_is_one_publish_however_many_it_reaches(inbox: Inbox) -> None:
     inboxes = loop.run(inbox.messages.lease(100))
     loop.run(inbox.messages.publish([Message(bytes(1000), tuple(inboxes))]))
-    assert inbox.meter.counts() == {"publish": 1, "publish_units": 1, "publish_bytes": 1000}
+    size = 1000 + 25 + 100 * 13
+    assert inbox.meter.counts() == {"publish": 1, "publish_units": 1, "publish_bytes": size}
+
+
+def test_a_batch_that_mixes_targets_is_one_publish(inbox: Inbox) -> None:
+    [other] = loop.run(inbox.messages.lease(1))
+    batch = [Message(b"", (inbox.name,)), Message(b"", (other,))]
+    loop.run(inbox.messages.publish(batch))
+    size = 2 * HEAD
+    assert inbox.meter.counts() == {"publish": 1, "publish_units": 1, "publish_bytes": size}
 
 
 @given(st.lists(st.integers(0, 25 * KIB), min_size=1, max_size=10))
@@ -186,7 +197,8 @@ def test_what_is_published_at_once_is_received_at_once_for_the_same_units(sizes:
     assert len(inbox.receive()) == len(sizes)
     counts = inbox.meter.counts()
     assert counts["receive"] == 1
-    assert counts["receive_units"] == counts["publish_units"] == units(sum(sizes))
+    billed = sum(sizes) + HEAD * len(sizes)
+    assert counts["receive_units"] == counts["send_units"] == units(billed)
 
 
 def test_an_empty_receive_is_counted(inbox: Inbox) -> None:
