@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fsdray.collective.channels import object as object_channel
@@ -71,17 +71,25 @@ class Rendezvous:
     """Where the ranks of one gang meet: its id (32 hex digits, new for each gang) and inboxes.
 
     `moved` says how often ranks were started again, of those that were: each has an inbox that
-    was leased by itself.
+    was leased by itself. `recovers` says whether any may be.
     """
 
     gang: str
     channel: str
     inboxes: tuple[str, ...]
     moved: Mapping[int, int] = field(default_factory=dict)
+    recovers: bool = False
 
     @property
     def epoch(self) -> bytes:
         return bytes.fromhex(self.gang)
+
+    def with_moved(self, rank: int, incarnation: int, inbox: str | None) -> Rendezvous:
+        """The same, with another inbox of a rank where the channel has any."""
+        inboxes = list(self.inboxes)
+        if inbox is not None:
+            inboxes[rank] = inbox
+        return replace(self, inboxes=tuple(inboxes), moved={**self.moved, rank: incarnation})
 
 
 async def prepare(backend: Backend, channel: str, size: int) -> Rendezvous:
@@ -152,16 +160,23 @@ async def clear(
 ) -> None:
     """Leave nothing of a gang behind: its inboxes, and the objects that its ranks wrote.
 
-    Only a broken gang's objects are looked for by listing, which is billed: its dead ranks cannot
-    say what they wrote.
+    Only the objects of a gang that lost ranks (`is_broken`) are looked for by listing, which is
+    billed: its dead ranks cannot say what they wrote.
     """
     if rendezvous.channel == "queue":
         await backend.messages.release(rendezvous.inboxes)
-    elif is_broken:
+        if not rendezvous.recovers:
+            return
+    if is_broken:
         prefix = object_channel.prefix(rendezvous.gang)
         await backend.objects.delete(await backend.objects.list(prefix))
     elif written:
         await backend.objects.delete(written)
+
+
+def log_prefix(rendezvous: Rendezvous, rank: int, incarnation: int) -> str:
+    """Where the objects lie that are too much of a send log for a rank's memory."""
+    return f"{object_channel.prefix(rendezvous.gang)}log/{rank}-{incarnation}-"
 
 
 def _control(

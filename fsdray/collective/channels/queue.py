@@ -127,6 +127,8 @@ class QueueChannel:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
+        if self._under_way:  # of what was read last
+            await asyncio.wait(list(self._under_way))
         self._acknowledge(len(self._held))
         if self._acknowledging:
             await asyncio.wait(list(self._acknowledging))
