@@ -1,4 +1,9 @@
-"""What all tests share: a session on the local backend that must leave nothing behind."""
+"""What all tests share: the backend they run on, and sessions that must leave nothing behind.
+
+``pytest --backend aws`` runs the tests of the public API on AWS's services as an emulator on this
+machine serves them (`tests.on_aws`); without it everything runs, on the local backend. A session
+in a test names no backend: ``FSDRAY_BACKEND`` does, also for the programs that a test starts.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,31 @@ import pytest
 
 import fsdray as fsd
 from fsdray.backends.local.directory import SHARED_MEMORY
+from fsdray.testing.emulator import Emulator
+from tests import on_aws
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=("local", "aws"),
+        default="local",
+        help="what the tests of the public API run on; aws is an emulator on this machine",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "local_only(reason): about the local backend, or what no other can be asked"
+    )
+    on_aws.choose(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if on_aws.is_chosen():
+        left_out = [item for item in items if not on_aws.runs(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if on_aws.runs(item)]
 
 
 def processes() -> set[int]:
@@ -40,14 +70,25 @@ def directories() -> set[Path]:
 
 
 @contextmanager
-def clean_session(**settings: Any) -> Iterator[None]:
-    """A local session that leaves no process and no directory."""
+def nothing_left() -> Iterator[None]:
+    """Within it sessions come and go, and must leave nothing on their platform."""
+    if on_aws.is_chosen():
+        yield
+        on_aws.check_nothing_left()
+        return
     before = processes(), directories()
-    fsd.init("local", **{"concurrency": 40, **settings})
     yield
-    fsd.shutdown()
     assert processes() <= before[0], "a process was left over"
     assert directories() <= before[1], "a session directory was left over"
+
+
+@contextmanager
+def clean_session(**settings: Any) -> Iterator[None]:
+    """A session that leaves nothing: locally no process and no directory."""
+    with nothing_left():
+        fsd.init(**{"concurrency": 40, **settings})
+        yield
+        fsd.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +109,16 @@ def own_session() -> Iterator[None]:
 def two_at_a_time() -> Iterator[None]:
     """Within a test that has a session: another one, in which only two calls may run at once."""
     fsd.shutdown()
-    fsd.init("local", concurrency=2)
+    fsd.init(concurrency=2)
     try:
         yield
     finally:
         fsd.shutdown()
-        fsd.init("local", concurrency=40)
+        fsd.init(concurrency=40)
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    """AWS on this machine, for all tests that need it; each has buckets and stacks of its own."""
+    with Emulator() as emulator:
+        yield emulator

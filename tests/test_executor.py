@@ -269,7 +269,7 @@ def test_map_reaches_its_timeout_and_cancels_what_waits() -> None:
 
 def test_an_executor_inside_a_task_gives_its_place_to_its_calls() -> None:
     fsd.shutdown()
-    fsd.init("local", concurrency=1)
+    fsd.init(concurrency=1)
 
     @fsd.remote
     def outer() -> list[int]:

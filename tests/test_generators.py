@@ -282,7 +282,7 @@ def test_a_generator_that_nobody_took_from_leaves_nothing_after_the_session() ->
         generators = [count.remote(100), endless.remote()]
         fsd.wait(generators, num_returns=2)
     assert "failed" in repr(generators[1])
-    fsd.init("local", concurrency=40)
+    fsd.init(concurrency=40)
 
 
 # Failures

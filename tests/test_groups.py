@@ -250,7 +250,7 @@ def test_a_rank_that_fails_ends_the_waits_of_the_others_and_frees_the_name(chann
 
 @pytest.fixture(scope="module", autouse=True)
 def _session() -> Iterator[None]:
-    fsd.init("local", concurrency=20)
+    fsd.init(concurrency=20)
     yield
     fsd.shutdown()
 
@@ -341,12 +341,12 @@ def test_a_group_may_be_larger_than_the_concurrency() -> None:
         return [comm.allreduce(rank) for _ in range(3)]
 
     fsd.shutdown()
-    fsd.init("local", concurrency=2)
+    fsd.init(concurrency=2)
     try:
         assert fsd.get([task.remote(rank) for rank in range(5)]) == [[10, 10, 10]] * 5
     finally:
         fsd.shutdown()
-        fsd.init("local", concurrency=20)
+        fsd.init(concurrency=20)
 
 
 def test_abort_ends_a_group() -> None:

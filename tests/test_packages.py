@@ -28,7 +28,7 @@ from fsdray import environment, modules, packages
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.errors import SettingsError
 from fsdray.packages import Installer, Requirements, Target, command
-from tests.conftest import clean_session, directories, processes
+from tests.conftest import clean_session
 
 ANY = "py3-none-any"
 
@@ -100,13 +100,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pip_runs(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     """The calls of pip, which are made."""
     calls: list[Sequence[str]] = []
-    really = packages._run_pip
+    really = packages.run_pip
 
     def run(arguments: Sequence[str], *others: Any) -> None:
         calls.append(arguments)
         really(arguments, *others)
 
-    monkeypatch.setattr(packages, "_run_pip", run)
+    monkeypatch.setattr(packages, "run_pip", run)
     return calls
 
 
@@ -310,13 +310,13 @@ def test_what_is_too_large_is_told_with_what_is_largest(
 
 
 def test_only_what_takes_a_while_is_told_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    with packages._telling("quick"):
+    with packages.telling("quick"):
         pass
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_QUIET", 0.0)
         said = threading.Event()
         patch.setattr("builtins.print", lambda *args, **_: (sys.stderr.write(args[0]), said.set()))
-        with packages._telling("slow"):
+        with packages.telling("slow"):
             assert said.wait(30)
     assert capfd.readouterr() == ("", "slow ...")
 
@@ -623,9 +623,7 @@ def test_a_sessions_runtime_env_is_that_of_all_its_calls(wheels: Path, tmp_path:
     def outer() -> Any:
         return fsd.get(look.remote("tiny", "beside"))
 
-    before = processes(), directories()
-    fsd.init("local", runtime_env=default)
-    try:
+    with clean_session(runtime_env=default):
         assert fsd.get(outer.remote())[1:] == ["1.0", "beside"]
         own = {
             "pip": [f"--find-links {wheels}", "tiny==2.0"],
@@ -636,11 +634,8 @@ def test_a_sessions_runtime_env_is_that_of_all_its_calls(wheels: Path, tmp_path:
             "beside",
         ]
         assert fsd.get(variables.options(runtime_env=own).remote()) == ("session", "call")
-    finally:
-        fsd.shutdown()
-    assert (processes(), directories()) == before
     with pytest.raises(SettingsError, match="'uv'"):
-        fsd.init("local", runtime_env={"uv": []})
+        fsd.init(runtime_env={"uv": []})
     assert not fsd.is_initialized()
 
 

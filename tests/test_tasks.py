@@ -114,7 +114,7 @@ def test_a_ref_that_went_through_a_task_is_the_same_ref() -> None:
 
 def test_nested_waits_do_not_deadlock_at_any_depth() -> None:
     fsd.shutdown()
-    fsd.init("local", concurrency=2)
+    fsd.init(concurrency=2)
 
     @fsd.remote
     def deep(depth: int) -> int:

@@ -98,12 +98,15 @@ class PointToPoint(Member):
         if source_ == PROC_NULL:
             nothing = asyncio.ensure_future(self._recv(source_, tag_, status))
             return AsyncRequest(nothing, status, give_up=lambda: False, chance=self._end.chance)
-        posting = self._end.mailbox.sends(self._id).post(source_, tag_)
+        sends = self._end.mailbox.sends(self._id)
+        posting = sends.post(source_, tag_)
         received = self._end.begin(self._take(posting, status), None)
 
         def give_up() -> bool:
             if posting.letter is not None:
                 return False
+            # Here and not in `_take`, which may not have begun.
+            sends.withdraw(posting)
             received.cancel()
             return True
 

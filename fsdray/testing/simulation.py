@@ -485,7 +485,9 @@ class _Rank(Worker):
         self.breaker.listen(lambda e: mailbox.fail(lambda: RankFailed(e.ranks, e.cause)))
         self.channel = channels.open_channel(self._services, run.meeting, number, run.size, mailbox)
         ends = run.world.now + run.deadline
-        self.communicator = AsyncCommunicator(number, run.size, self.channel, mailbox, ends)
+        self.communicator = AsyncCommunicator(
+            number, run.size, self.channel, mailbox, ends, self._abort
+        )
         self.is_over = False
 
     @property
@@ -514,6 +516,13 @@ class _Rank(Worker):
         self.is_over = True
         self.ended = self.world.now
         self._run.ended()
+
+    async def _abort(self, why: CollectiveError) -> None:
+        """The program ends the gang, as a death would."""
+        encoded = failure.encode(failure.capture(why, f"rank {self.number}"))
+        self.breaker.trip(((self.number,), encoded), is_death=True, is_news=True)
+        if self.breaker.announcing is not None:
+            await asyncio.wait([self.breaker.announcing])
 
     def _announce(self, why: bytes) -> asyncio.Task[list[str]]:
         run = self._run

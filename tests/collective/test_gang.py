@@ -19,7 +19,7 @@ from fsdray.errors import (
     SettingsError,
 )
 from tests.collective import CHANNELS, noise
-from tests.conftest import directories, processes
+from tests.conftest import clean_session
 
 LARGE = 400_000  # bytes: above the inline limit
 
@@ -27,12 +27,8 @@ LARGE = 400_000  # bytes: above the inline limit
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def branching(request: pytest.FixtureRequest) -> Iterator[int]:
     """A session whose ranks start so many others each; it leaves nothing."""
-    before = processes(), directories()
-    fsd.init("local", concurrency=40, branching=request.param)
-    yield request.param
-    fsd.shutdown()
-    assert processes() <= before[0], "a process was left over"
-    assert directories() <= before[1], "a session directory was left over"
+    with clean_session(branching=request.param):
+        yield request.param
 
 
 in_one_session = pytest.mark.parametrize("branching", [2], indirect=True)

@@ -46,7 +46,7 @@ def test_every_program_answers_as_on_a_real_mpi(channel: str, size: int) -> None
 
 @on_both_channels
 def test_every_program_answers_the_same_in_a_gang_of_tasks(channel: str) -> None:
-    fsd.init("local", concurrency=8)
+    fsd.init(concurrency=8)
     try:
         task = fsd.remote(world_size=3, channel=channel)(under_fsdray.as_task)
         assert differences(3, fsd.get(task.remote())) == {}

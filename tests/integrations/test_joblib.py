@@ -175,7 +175,7 @@ def test_a_joblib_that_is_too_old_is_an_error_that_says_so(monkeypatch: pytest.M
 
 def test_a_loop_inside_a_task_gives_its_place_to_its_calls() -> None:
     fsd.shutdown()
-    fsd.init("local", concurrency=1)
+    fsd.init(concurrency=1)
 
     @fsd.remote
     def outer() -> Any:

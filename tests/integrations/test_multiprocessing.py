@@ -337,7 +337,7 @@ def test_the_surface_is_the_standard_pools() -> None:
 
 def test_a_pool_inside_a_task_gives_its_place_to_its_calls() -> None:
     fsd.shutdown()
-    fsd.init("local", concurrency=1)
+    fsd.init(concurrency=1)
 
     @fsd.remote
     def outer() -> Any:
@@ -364,4 +364,4 @@ def test_a_session_that_is_shut_down_ends_an_endless_imap_and_starts_no_other() 
         assert not thread.is_alive()
     assert not fsd.is_initialized()
     pool.terminate()
-    fsd.init("local")
+    fsd.init()

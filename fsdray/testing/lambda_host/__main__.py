@@ -71,6 +71,12 @@ def _arguments() -> tuple[HostSettings, bool]:
     parser.add_argument("--endpoint-url", help="of the emulator that serves S3 and all else")
     parser.add_argument("--idle", type=float, help="seconds that an unused environment is kept")
     parser.add_argument("--logs", help="a file to append the functions' logs to, as JSON")
+    parser.add_argument(
+        "--cloudwatch",
+        action="store_true",
+        default=None,
+        help="put them into CloudWatch Logs at --endpoint-url too",
+    )
     parser.add_argument("--access-log", help="a file to append a line of JSON a request to")
     parser.add_argument("--directory", help="where its own directory is made")
     parser.add_argument(

@@ -65,7 +65,7 @@ class Surroundings:
     processes: Processes
     directory: Path
     variables: Mapping[str, str]
-    emit_log: Callable[[bytes], None] | None
+    emit_log: Callable[[logs.Event], None] | None
 
 
 def failure(kind: str, message: str) -> bytes:

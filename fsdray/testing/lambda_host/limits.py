@@ -38,6 +38,8 @@ class HostSettings:
         (Lambda's are 60 and 120).
     logs : a file to which a line of JSON is appended for each event of the functions' logs, with
         its time (in ms, as CloudWatch has it), group, stream and message.
+    cloudwatch : whether the events also go to CloudWatch Logs at `endpoint_url`, into log groups
+        that are there (Lambda makes none if the function's role may not).
     access_log : a file to which a line of JSON is appended for each request.
     directory : where its own directory is made; the temporary directory by default.
     """
@@ -51,5 +53,6 @@ class HostSettings:
     idle: float = 300.0
     retry_waits: tuple[float, float] = (60.0, 120.0)
     logs: str | os.PathLike[str] | None = None
+    cloudwatch: bool = False
     access_log: str | os.PathLike[str] | None = None
     directory: str | os.PathLike[str] | None = None

@@ -1,7 +1,7 @@
 """The logs of functions: what they write, and what Lambda writes around it (START, END, REPORT).
 
 The forms are those of the service in 2025. `Tail` keeps the last 4 KB that a call may ask for;
-`Log` is one environment's, whose events may go to the host's file.
+`Log` is one environment's, whose events may go to the host's file and to CloudWatch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from fsdray.testing.lambda_host.functions import Version
 from fsdray.testing.lambda_host.limits import LOG_TAIL
@@ -33,6 +34,19 @@ class Tail:
         return base64.b64encode(self._kept[-LOG_TAIL:]).decode("ascii")
 
 
+class Event(NamedTuple):
+    """One event of a log, as CloudWatch keeps it; `time` is in ms since 1970."""
+
+    time: int
+    group: str
+    stream: str
+    message: str
+
+    def line(self) -> bytes:
+        """A line of JSON."""
+        return json.dumps(self._asdict()).encode() + b"\n"
+
+
 class Log:
     """What one environment writes: to the tail of the call at hand, and as events to `emit`.
 
@@ -40,11 +54,11 @@ class Log:
     ----------
     group, stream : where the service would keep it.
     tail : of the first call.
-    emit : takes each event as a line of JSON; None if nobody wants them.
+    emit : takes each event; None if nobody wants them.
     """
 
     def __init__(
-        self, group: str, stream: str, tail: Tail, emit: Callable[[bytes], None] | None
+        self, group: str, stream: str, tail: Tail, emit: Callable[[Event], None] | None
     ) -> None:
         self.tail = tail
         self.group = group
@@ -73,13 +87,8 @@ class Log:
 
     def _event(self, line: bytes) -> None:
         assert self._emit is not None
-        event = {
-            "time": round(time.time() * 1000),
-            "group": self.group,
-            "stream": self.stream,
-            "message": line.decode(errors="replace").rstrip("\r").replace("\r", "\n"),
-        }
-        self._emit(json.dumps(event).encode() + b"\n")
+        message = line.decode(errors="replace").rstrip("\r").replace("\r", "\n")
+        self._emit(Event(round(time.time() * 1000), self.group, self.stream, message))
 
 
 def start(request_id: str, version: Version) -> bytes:

@@ -27,6 +27,7 @@ from fsdray.testing.lambda_host.environment import SHUTDOWN, Surroundings
 from fsdray.testing.lambda_host.faults import ApiFault, invalid_request, too_large
 from fsdray.testing.lambda_host.invoke import Answered, invoke
 from fsdray.testing.lambda_host.limits import REQUEST, HostSettings
+from fsdray.testing.lambda_host.logs import Event
 from fsdray.testing.lambda_host.processes import Processes
 from fsdray.testing.lambda_host.routes import find_route
 from fsdray.testing.lambda_host.scheduler import Scheduler
@@ -97,6 +98,7 @@ class Server:
             return
         line: dict[str, Any] = {
             "time": round(began, 6),
+            "service": "lambda",
             "operation": operation,
             "function": function,
             "status": answered.status,
@@ -131,7 +133,7 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
     """Serve while the context lasts; gives the URL, and an event that is set if it cannot go on."""
     loop = asyncio.get_running_loop()
     lost = asyncio.Event()
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         try:
             listener = socket.create_server(("127.0.0.1", settings.port), backlog=_BACKLOG)
         except OSError as error:
@@ -142,7 +144,7 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
         stack.callback(listener.close)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         access_log = _append(stack, settings.access_log)
-        logs = _append(stack, settings.logs)
+        emit_log = await _emit(stack, settings)
         directory = SessionDirectory(settings.directory or tempfile.gettempdir())
         stack.callback(directory.close)
         if not directory.runs_code:
@@ -156,7 +158,7 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
                 processes,
                 directory.path,
                 _variables(settings, url),
-                _writer(logs) if logs is not None else None,
+                emit_log,
             )
             scheduler = Scheduler(around, settings)
             control = Control(scheduler, settings, directory.path)
@@ -176,15 +178,42 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
             await processes.close()
 
 
-def _append(stack: contextlib.ExitStack, path: str | os.PathLike[str] | None) -> IO[bytes] | None:
+def _append(
+    stack: contextlib.AsyncExitStack, path: str | os.PathLike[str] | None
+) -> IO[bytes] | None:
     if path is None:
         return None
     return stack.enter_context(open(path, "ab", buffering=0))
 
 
-def _writer(file: IO[bytes]) -> Callable[[bytes], None]:
-    def write(data: bytes) -> None:
-        file.write(data)
+async def _emit(
+    stack: contextlib.AsyncExitStack, settings: HostSettings
+) -> Callable[[Event], None] | None:
+    """Where the functions' logs go."""
+    takers: list[Callable[[Event], None]] = []
+    if (file := _append(stack, settings.logs)) is not None:
+        takers.append(_writer(file))
+    if settings.cloudwatch:
+        if settings.endpoint_url is None:
+            raise SettingsError("cloudwatch=True: say where it is, by endpoint_url=")
+        # Only here, since it takes a third of a second to import.
+        from fsdray.testing.lambda_host.cloudwatch import cloudwatch
+
+        writer = cloudwatch(settings.endpoint_url, settings.region)
+        takers.append((await stack.enter_async_context(writer)).emit)
+    if not takers:
+        return None
+
+    def emit(event: Event) -> None:
+        for take in takers:
+            take(event)
+
+    return emit
+
+
+def _writer(file: IO[bytes]) -> Callable[[Event], None]:
+    def write(event: Event) -> None:
+        file.write(event.line())
 
     return write
 
