@@ -186,6 +186,8 @@ def _add_strategy(group: argparse._ArgumentGroup) -> None:
     add("memory", None, memory, type=_whole(1), metavar="MB")
     limit = f"how long a function may run, in seconds (default: {Settings.timeout:g})"
     add("timeout", None, limit, type=_positive, metavar="SECONDS")
+    again = "times that each worker may be started again after it died (default: 0)"
+    add("retries", 0, again, type=_whole(0), metavar="N")
     tree = f"functions that each function starts in its turn (default: {Settings.branching})"
     add("branching", None, tree, type=_whole(1), metavar="B")
 

@@ -169,6 +169,7 @@ def _run(
                 channel=arguments.channel,
                 partition=arguments.partition,
                 seed=arguments.seed,
+                max_retries=arguments.retries,
                 progress=progress,
             )
         serial = None

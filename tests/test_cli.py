@@ -450,7 +450,7 @@ def test_help_explains_every_option_with_an_example(capsys: Output) -> None:
     assert options == {
         "--model", "--inputs", "--truth", "--bias", "--clamp", "--workers", "--strategy",
         "--channel", "--partition", "--seed", "--backend", "--memory", "--timeout",
-        "--branching", "--verify", "--output", "--json", "--debug",
+        "--branching", "--retries", "--verify", "--output", "--json", "--debug",
     }  # fmt: skip
     for unit in ("in MB", "in seconds", "1-based", "examples:", "exit status:"):
         assert unit in said
