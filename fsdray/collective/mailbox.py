@@ -65,6 +65,7 @@ class Mailbox:
         self._rank = rank
         self._aborted = aborted
         self._parts: dict[Key, dict[int, Frame]] = {}
+        self._aborts: dict[tuple[int, int], dict[int, Buffer]] = {}  # by who says what
         self._letters: dict[Key, Letter] = {}
         self._taken: dict[int, set[tuple[int, int]]] = {}  # (number, source), by communicator
         self._floor: dict[int, int] = {}  # collectives before this number are over
@@ -82,7 +83,7 @@ class Mailbox:
             self.dropped += 1
             return
         if frame.operation == Operation.ABORT:  # it has no number: it is never one too many
-            self._aborted(bytes(frame.payload))
+            self._hear(frame)
             return
         if self._is_known(key):
             self.dropped += 1
@@ -95,6 +96,12 @@ class Mailbox:
         if len(parts) == frame.parts:
             del self._parts[key]
             self._complete(key, [parts[i] for i in range(frame.parts)])
+
+    def _hear(self, frame: Frame) -> None:
+        parts = self._aborts.setdefault((frame.source, frame.number), {})
+        parts[frame.part] = frame.payload
+        if len(parts) == frame.parts:
+            self._aborted(b"".join(parts[i] for i in range(frame.parts)))
 
     def keep_own(self, outgoing: Outgoing) -> None:
         """Keep what this rank sends to itself."""

@@ -8,6 +8,7 @@ here with a `Channel` and name it in `open_channel`, `prepare`, `announce` and `
 from __future__ import annotations
 
 import secrets
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -105,7 +106,7 @@ async def announce(
         operation=Operation.ABORT,
         codec=Codec.RAW,
         communicator=0,
-        number=0,
+        number=zlib.crc32(why),  # parts of two announcements of one rank do not mix
         source=source,
         destinations=tuple(range(size)),
         tag=0,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from fsdray.collective.algorithms import groups
-from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
+from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, frames
 from fsdray.services import Delivery, Message, MessageLimits, Messages
@@ -85,6 +86,7 @@ class QueueChannel:
             while not changed.done():
                 if self._reading is None or self._reading.done():
                     self._reading = asyncio.create_task(self._read())
+                    self._reading.add_done_callback(_seen)  # nobody may wait for it by then
                 await asyncio.wait((changed, self._reading), return_when=asyncio.FIRST_COMPLETED)
                 if self._reading.done():
                     self._reading.result()
@@ -183,11 +185,20 @@ def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list
 
 
 async def announce(messages: Messages, inboxes: Sequence[str], frame: Frame) -> None:
-    """Publish an abort to every rank."""
+    """Publish an abort to every rank, in as many parts as what it says needs."""
     assert frame.operation == Operation.ABORT
-    body = pack(frame)
-    for some in _chunks(tuple(inboxes), messages.limits.fanout):
-        await messages.publish([Message(body, tuple(some))])
+    limits = messages.limits
+    for some in _chunks(tuple(inboxes), limits.fanout):
+        room = limits.room(len(some)) - overhead(len(frame.destinations))
+        pieces = split([frame.payload], room)
+        for part, piece in enumerate(pieces):
+            body = pack(replace(frame, part=part, parts=len(pieces), payload=piece))
+            await messages.publish([Message(body, tuple(some))])
+
+
+def _seen(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
