@@ -198,7 +198,7 @@ def _session_options(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = resolve({name: getattr(arguments, name) for name in names})
     load_prices(settings.prices)  # a bad table is refused before the run, not after it
     options: dict[str, Any] = {name: getattr(settings, name) for name in names}
-    return options | {"concurrency": max(settings.concurrency, arguments.workers)}
+    return options | {"concurrency": max(settings.concurrency or 32, arguments.workers)}
 
 
 @contextlib.contextmanager

@@ -8,10 +8,15 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from fsdray.backends.aws import border
 from fsdray.errors import SettingsError
+from fsdray.settings import Settings
 
 VARIABLE = "FSDRAY_STACK_JSON"
+OUTPUT = "Stack"
+"""The output of the CloudFormation stack that holds the same."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,36 @@ class Stack:
         if text is None:
             raise SettingsError(f"{VARIABLE} is not set: this is no function of an fsdray stack")
         return cls.load(text)
+
+
+def read_stack(settings: Settings) -> Stack:
+    """The stack that the settings name, from one DescribeStacks; it blocks.
+
+    Raises
+    ------
+    SettingsError
+        no credentials, no region, no such stack or one that is not whole: it says what to run.
+    """
+    import boto3
+
+    name = settings.stack
+    region = settings.region or os.environ.get("AWS_REGION")
+    with border.crossing(f"reading the stack {name!r}"):
+        session = boto3.Session(profile_name=settings.profile, region_name=region)
+        client = session.client("cloudformation")
+        try:
+            told: Any = client.describe_stacks(StackName=name)["Stacks"][0]
+        except Exception as error:
+            if border.code_of(error) != "ValidationError":
+                raise
+            raise SettingsError(
+                f"there is no stack {name!r} in {client.meta.region_name}: run `fsdray deploy`, or "
+                "name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, FSDRAY_REGION"
+            ) from error
+    outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
+    if OUTPUT not in outputs:
+        raise SettingsError(
+            f"the stack {name!r} in {client.meta.region_name} is {told['StackStatus']}, and no "
+            "whole stack of fsdray: run `fsdray deploy`, and `fsdray doctor` where that fails"
+        )
+    return Stack.load(outputs[OUTPUT])
