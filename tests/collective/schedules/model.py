@@ -103,9 +103,7 @@ def returned(step: Step, values: list[Any], place: int) -> Any:
         case "barrier":
             return None
         case "neighbor_alltoall":
-            return {
-                s: arrived(values[s][place]) for s in range(len(values)) if place in values[s]
-            }
+            return {s: arrived(values[s][place]) for s in range(len(values)) if place in values[s]}
     raise ValueError(step.what)
 
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsdray import collective
-from fsdray.collective import ANY_SOURCE, ANY_TAG, UNDEFINED, AsyncCommunicator, AsyncRequest, Status
+from fsdray.collective import (
+    ANY_SOURCE,
+    ANY_TAG,
+    UNDEFINED,
+    AsyncCommunicator,
+    AsyncRequest,
+    Status,
+)
 from fsdray.testing import compute
 from tests.collective.schedules.model import (
     Part,
@@ -104,8 +111,10 @@ class Performer:
                     inner = await comm.inner.split(step.colors[rank], step.keys[rank])
                 parts = parts_of(step, comm.parts)
                 mine = next((part for part in parts if rank in part), ())
-                if (inner is None) != (mine == ()) or inner is not None and (
-                    inner.size != len(mine) or inner.rank != mine.index(rank)
+                if (
+                    (inner is None) != (mine == ())
+                    or inner is not None
+                    and (inner.size != len(mine) or inner.rank != mine.index(rank))
                 ):
                     self._found.wrong.append(f"step {at}: {inner!r} is not {mine}")
                 comms.append(_Comm(inner, parts, mine))

@@ -66,7 +66,9 @@ class Step:
 
     def __repr__(self) -> str:
         """Only what is not the default."""
-        said = [f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
+        said = [
+            f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default
+        ]
         return f"Step({', '.join(said)})"
 
 

@@ -172,9 +172,7 @@ def product(left: Any, right: Any) -> Any:
     return left @ right
 
 
-OWN: dict[str, Op] = {
-    f.__name__: f for f in (joined, minus, in_place, turned, product)
-}
+OWN: dict[str, Op] = {f.__name__: f for f in (joined, minus, in_place, turned, product)}
 """Operations that the programs bring themselves."""
 
 REDUCED: dict[str, tuple[str, ...]] = {
