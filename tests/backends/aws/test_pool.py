@@ -73,7 +73,7 @@ def test_what_is_no_pool_says_what_to_do(text: str) -> None:
 
 
 def test_a_pool_of_another_version_says_so() -> None:
-    with pytest.raises(ServiceError, match="of version 9.*fsdray deploy"):
+    with pytest.raises(ServiceError, match=r"of version 9.*fsdray deploy"):
         pool.parse('{"v": 9}')
 
 
