@@ -462,7 +462,7 @@ def test_only_commands_that_exist_are_in_the_help(capsys: Output) -> None:
         main(["--help"])
     said = capsys.readouterr().out
     assert "infer" in said
-    assert not re.search(r"deploy|destroy|plan|doctor|report|logs", said)
+    assert not re.search(r"\b(plan|report)\b", said)
 
 
 def test_version_is_the_packages(capsys: Output) -> None:

@@ -8,6 +8,7 @@ here with a `Channel` and name it in `open_channel`, `prepare`, `announce` and `
 from __future__ import annotations
 
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -187,7 +188,7 @@ def _control(
         operation=operation,
         codec=Codec.RAW,
         communicator=0,
-        number=0,
+        number=zlib.crc32(payload),  # parts of two announcements of one rank do not mix
         source=source,
         destinations=tuple(ranks),
         tag=0,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from fsdray.collective.algorithms import groups
 from fsdray.collective.channels.sendlog import SendLog
-from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, unpack
+from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, frames
 from fsdray.services import Delivery, Message, MessageLimits, Messages
@@ -106,6 +107,7 @@ class QueueChannel:
             while not changed.done():
                 if self._reading is None or self._reading.done():
                     self._reading = asyncio.create_task(self._read())
+                    self._reading.add_done_callback(_seen)  # nobody may wait for it by then
                 await asyncio.wait((changed, self._reading), return_when=asyncio.FIRST_COMPLETED)
                 if self._reading.done():
                     self._reading.result()
@@ -271,11 +273,14 @@ async def announce(
     frame: Frame,
     ranks: Sequence[int],
 ) -> None:
-    """Publish a frame that says something of the gang itself to these ranks."""
-    body = pack(frame)
-    for group, some in groups(ranks, messages.limits.fanout):
-        for _, message in addressed(body, group, some, inboxes, moved):
-            await messages.publish([message])
+    """Publish what says something of the gang itself to these ranks, in parts where it must."""
+    limits = messages.limits
+    for group, some in groups(ranks, limits.fanout):
+        pieces = split([frame.payload], limits.room(len(some)) - overhead(len(frame.destinations)))
+        for part, piece in enumerate(pieces):
+            body = pack(replace(frame, part=part, parts=len(pieces), payload=piece))
+            for _, message in addressed(body, group, some, inboxes, moved):
+                await messages.publish([message])
 
 
 async def send(messages: Messages, bodies: Sequence[bytes], inbox: str) -> None:
@@ -283,6 +288,11 @@ async def send(messages: Messages, bodies: Sequence[bytes], inbox: str) -> None:
     waiting = [Message(body, (inbox,)) for body in bodies]
     for some in batches(waiting, messages.limits):
         await messages.publish(some)
+
+
+def _seen(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
