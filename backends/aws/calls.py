@@ -28,6 +28,9 @@ TIMED_OUT, SPENT, CANCELLED = 124, 70, 130
 """Exit statuses by which the handler ends its own process: the call's time is up, its gang is
 broken while its code still runs, its caller does not want it any more."""
 
+ENDS = "fsdray: this process ends here: "
+"""What the handler's last line in the log begins with."""
+
 LOG_LINES = 20  # what an error carries of a function's last output
 
 Lines = list[tuple[str, str]]
@@ -162,7 +165,7 @@ def read_log(encoded: str | None) -> Told:
                 continue
             except (ValueError, KeyError):
                 pass  # a line of the user's own that looks alike
-        if line and not _OWN.match(line):
+        if line and not line.startswith(ENDS) and not _OWN.match(line):
             lines.append(line)
     if len(text) >= 4000 and lines and not text.startswith(("START", "INIT_START", "{")):
         del lines[0]  # it began before what was kept

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+from fsdray._version import __version__
 from fsdray.backends.aws import border
 from fsdray.services import Count
 
@@ -154,6 +155,8 @@ class Clients:
                             "keepalive_timeout": KEEPALIVE,
                             "socket_factory": _kept_alive,
                         },
+                        # Botocore's own takes an eighth of a request's time to make.
+                        user_agent=f"fsdray/{__version__}",
                         parameter_validation=False,
                         # TLS and the signature, which covers the body where there is no TLS,
                         # already see damage.

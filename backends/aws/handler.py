@@ -98,4 +98,4 @@ def _respond_past(request_id: str, answer: Answer) -> None:
     path = f"/2018-06-01/runtime/invocation/{request_id}/response"
     connection.request("POST", path, body, {"Content-Type": "application/json"})
     connection.getresponse().read()
-    exit_now("fsdray: this process ends here: its gang broke, and its code runs on", calls.SPENT)
+    exit_now("its gang broke, and its code runs on", calls.SPENT)

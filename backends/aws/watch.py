@@ -62,11 +62,11 @@ async def _watch(
             while clock() + step < began + timeout:
                 with contextlib.suppress(FsdrayError):  # a look that failed is made again
                     if await unwanted():
-                        await _end("it was cancelled", calls.CANCELLED, end_children)
+                        await _end("its call was cancelled", calls.CANCELLED, end_children)
                 await asyncio.sleep(step)
                 step = min(step * PACE.factor, PACE.ceiling)
         await asyncio.sleep(max(0.0, began + timeout - clock()))
-        await _end(f"its time of {timeout:g} s is up", calls.TIMED_OUT, end_children)
+        await _end(f"the time of its call, {timeout:g} s, is up", calls.TIMED_OUT, end_children)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -74,7 +74,7 @@ async def _watch(
 async def _end(why: str, status: int, end_children: Callable[[], Awaitable[object]]) -> None:
     with contextlib.suppress(FsdrayError, TimeoutError):  # it ends all the same
         await asyncio.wait_for(end_children(), _LAST)
-    exit_now(f"fsdray: this call ends here, since {why}", status)
+    exit_now(why, status)
 
 
 def exit_now(why: str, status: int) -> None:
@@ -82,5 +82,5 @@ def exit_now(why: str, status: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError, OSError):  # closed by the user's code
             stream.flush()
-    os.write(2, f"{why}\n".encode())
+    os.write(2, f"{calls.ENDS}{why}\n".encode())
     os._exit(status)

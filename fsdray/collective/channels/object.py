@@ -100,6 +100,9 @@ class ObjectChannel:
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
 
+    def move(self, rank: int, incarnation: int, inbox: str) -> None:
+        """Objects stay where they are until the gang has ended: there is nothing to do."""
+
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()
         self._collecting[changed] = keys
