@@ -92,7 +92,7 @@ class Recovery:
             leases = await asyncio.gather(*self._leasing, return_exceptions=True)
             inboxes = [name for lease in leases if isinstance(lease, list) for name in lease]
             if inboxes:
-                await self._backend.messages.release(inboxes)
+                await self._backend.messages.release(inboxes, is_broken=True)
 
     # Inside
 

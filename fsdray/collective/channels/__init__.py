@@ -165,7 +165,7 @@ async def clear(
     billed: its dead ranks cannot say what they wrote.
     """
     if rendezvous.channel == "queue":
-        await backend.messages.release(rendezvous.inboxes)
+        await backend.messages.release(rendezvous.inboxes, is_broken=is_broken)
         if not rendezvous.recovers:
             return
     if is_broken:
