@@ -165,7 +165,7 @@ def child(call: Call, rank: int, timeout: float) -> Call:
 
 def rendezvous(gang: Gang) -> Rendezvous:
     """Where the gang meets."""
-    return Rendezvous(gang.id, gang.channel, gang.inboxes)
+    return Rendezvous(gang.id, gang.channel, gang.inboxes, gang.medium)
 
 
 def breaker_for(backend: Backend, gang: Gang) -> Breaker:

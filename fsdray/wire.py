@@ -24,6 +24,7 @@ import cloudpickle
 
 from fsdray import modules
 from fsdray._version import __version__
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.errors import EnvironmentMismatch, FsdrayError, NotPicklable
 from fsdray.services import Buffer
 from fsdray.settings import Settings
@@ -300,7 +301,8 @@ class Gang:
     """What a rank knows of its gang.
 
     `given` holds, for each rank of this rank's subtree, what `fsdray.per_rank` arguments fill the
-    holes with, so that a value travels down to its rank alone.
+    holes with, so that a value travels down to its rank alone. `medium` is what its collectives
+    are chosen by.
     """
 
     id: str
@@ -310,6 +312,7 @@ class Gang:
     channel: str
     inboxes: tuple[str, ...]
     given: Mapping[int, Mapping[int, Payload]]
+    medium: Medium = USUAL
 
 
 @dataclass(frozen=True)

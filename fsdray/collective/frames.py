@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fsdray.services import Buffer
 
-VERSION = 2
+VERSION = 3
 _HEADER = struct.Struct("<2sBBBB16sQQIqIIQI")
 _TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
 _MAGIC = b"FR"
@@ -66,7 +66,8 @@ class Key(NamedTuple):
 class Frame:
     """Part `part` of `parts` of one message from `source` to `destinations`, ranks of the gang.
 
-    The `tag` of a collective's frame is its root.
+    The `tag` of a collective's frame is its root. A pointer's payload says where in the source's
+    object of this operation the messages of its destinations lie (`fsdray.collective.combined`).
     """
 
     epoch: bytes  # 16 bytes: the gang
@@ -80,6 +81,7 @@ class Frame:
     part: int
     parts: int
     payload: Buffer
+    is_pointer: bool = False
 
     @property
     def key(self) -> Key:
@@ -112,7 +114,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         VERSION,
         frame.operation,
         frame.codec,
-        0,
+        frame.is_pointer,
         frame.epoch,
         frame.communicator,
         frame.number,
@@ -141,9 +143,22 @@ def unpack(data: Buffer) -> Frame:
     view = memoryview(data)
     if view.nbytes < _HEADER.size + _TRAILER.size:
         raise Corrupted(f"{view.nbytes} bytes are no frame")
-    magic, version, operation, codec, _, epoch, comm, number, source, tag, part, parts, n, ranks = (
-        _HEADER.unpack_from(view)
-    )
+    (
+        magic,
+        version,
+        operation,
+        codec,
+        is_pointer,
+        epoch,
+        comm,
+        number,
+        source,
+        tag,
+        part,
+        parts,
+        n,
+        ranks,
+    ) = _HEADER.unpack_from(view)
     start = _HEADER.size + ranks * RANK_SIZE
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
@@ -163,6 +178,7 @@ def unpack(data: Buffer) -> Frame:
         part,
         parts,
         view[start : start + n],
+        bool(is_pointer),
     )
 
 

@@ -82,6 +82,7 @@ class Launch:
                 channel=meeting.channel,
                 inboxes=meeting.inboxes,
                 given={},
+                medium=meeting.medium,
             ),
         )
         async with backend.functions.admitted(size):
