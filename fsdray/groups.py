@@ -133,7 +133,9 @@ class NamedGroup:
         except BaseException:
             await self._clean()
             raise
-        self._meeting = Rendezvous(self._keys.id, self._terms.channel, tuple(inboxes), self._medium)
+        self._meeting = Rendezvous(
+            self._keys.id, self._terms.channel, tuple(inboxes), medium=self._medium
+        )
         mailbox = Mailbox(self._meeting.epoch, self.rank, self.breaker.heard)
         self.breaker.listen(lambda error: mailbox.fail(lambda: again(error)))
         self._channel = channels.open_channel(

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -35,9 +35,34 @@ def get() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             loop = asyncio.new_event_loop()
+            loop.set_default_executor(_Threads())
             threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True).start()
             _loop = loop
         return _loop
+
+
+class _Threads(ThreadPoolExecutor):
+    """What blocks runs here: names are looked up, large files written.
+
+    A session may end after the program's main thread has, and the standard pools refuse from then.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            future: Future[T] = Future()
+            threading.Thread(target=self._run, args=(future, fn, args, kwargs), daemon=True).start()
+            return future
+
+    @staticmethod
+    def _run(future: Future[T], fn: Callable[..., T], args: Any, kwargs: Any) -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                # Whatever it is, it belongs to who waits.
+                future.set_exception(error)
 
 
 def post(callback: Callable[..., object], *args: Any) -> None:

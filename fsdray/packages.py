@@ -255,8 +255,8 @@ def _installed(directory: Path, key: str, wanted: Requirements, target: Target) 
     """The zip file with what is asked for: kept from before, or made now."""
     directory.mkdir(parents=True, exist_ok=True)
     with (
-        _telling(f"fsdray: installing {wanted.title} with pip"),
-        _locked(directory / f"{key}.lock"),
+        telling(f"fsdray: installing {wanted.title} with pip"),
+        locked(directory / f"{key}.lock"),
     ):
         for path in directory.glob(f"{key}-*.zip"):
             os.utime(path)  # it is in use
@@ -271,7 +271,19 @@ def _install(making: Path, place: Path, wanted: Requirements, target: Target) ->
     constraints = making / "what-fsdray-itself-has-loaded.txt"
     constraints.write_text("\n".join(target.provided))
     requirements.write_text("\n".join((f"-c {constraints}", *map(_absolute(wanted), wanted.lines))))
-    _run_pip(command(target, requirements, folder), wanted, target)
+    hint = ""
+    if target.provided:
+        hint = (
+            f". Where functions run, fsdray itself has imported {', '.join(target.provided)}, "
+            "and no others can be had beside them"
+        )
+    run_pip(
+        command(target, requirements, folder),
+        f"pip could not install {wanted.title} for a call",
+        wanted.folder,
+        "runtime_env's pip",
+        hint,
+    )
     folder.mkdir(exist_ok=True)  # all that was asked for may be comments
     _remove(folder, {each.partition("==")[0] for each in target.provided} | {"fsdray"})
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
@@ -297,12 +309,26 @@ def _absolute(wanted: Requirements) -> Any:
     return line
 
 
-def _run_pip(arguments: Sequence[str], wanted: Requirements, target: Target) -> None:
+def run_pip(arguments: Sequence[str], failure: str, folder: str, needed_by: str, hint: str) -> None:
+    """Run a command of `command`.
+
+    Parameters
+    ----------
+    failure : what an error begins with.
+    folder : where relative paths begin.
+    needed_by : what cannot be had without pip.
+    hint : said where a constraint is what cannot be met.
+
+    Raises
+    ------
+    SettingsError
+        where pip fails, with its last lines, or where there is none.
+    """
     # Both mean the user's own environment, which is not touched.
     variables = os.environ | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     done = subprocess.run(
         arguments,
-        cwd=wanted.folder,
+        cwd=folder,
         env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -313,18 +339,13 @@ def _run_pip(arguments: Sequence[str], wanted: Requirements, target: Target) -> 
     if done.returncode != 0:
         if "No module named pip" in done.stdout:
             raise SettingsError(
-                f"runtime_env's pip needs pip, which {sys.executable} does not have: "
+                f"{needed_by} needs pip, which {sys.executable} does not have: "
                 "python -m ensurepip, or uv pip install pip"
             )
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         shown = "\n".join(f"  | {line}" for line in lines[-_LINES:])
-        why = ""
-        if "(constraint)" in done.stdout and target.provided:
-            why = (
-                f". Where functions run, fsdray itself has imported {', '.join(target.provided)}, "
-                "and no others can be had beside them"
-            )
-        raise SettingsError(f"pip could not install {wanted.title} for a call{why}:\n{shown}")
+        why = hint if "(constraint)" in done.stdout else ""
+        raise SettingsError(f"{failure}{why}:\n{shown}")
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
@@ -375,7 +396,8 @@ def _too_large(wanted: Requirements, sizes: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that a file stands for, against other processes too."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -385,7 +407,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _telling(text: str) -> Iterator[None]:
+def telling(text: str) -> Iterator[None]:
     """Say on stderr what takes more than a moment."""
     alarm = threading.Timer(_QUIET, lambda: print(f"{text} ...", file=sys.stderr, flush=True))
     alarm.daemon = True

@@ -30,7 +30,8 @@ class Settings:
     Parameters
     ----------
     backend : the platform's name, as entry points of the group ``fsdray.backends`` give it.
-    concurrency : calls that may run at one time; a gang larger than this is refused.
+    concurrency : calls that may run at one time; a gang larger than this is refused. By default
+        what the platform allows: on this machine 4 a processor, and at least 32.
     memory : MB that a task has unless it says otherwise; Lambda gives one CPU at 1,769.
     timeout : seconds that a task has unless it says otherwise.
     channel : how gangs talk unless they say otherwise: ``"queue"``, ``"object"`` or ``"auto"``.
@@ -42,12 +43,15 @@ class Settings:
     log_to_caller : whether what tasks print appears at the caller.
     grace : seconds that the other ranks of a broken gang are given to see it themselves.
     prices : path of a price table that replaces the packaged one.
+    stack : of AWS: which deployed stack; several may lie beside one another in one account.
+    profile, region : of AWS: as ``AWS_PROFILE`` and ``AWS_REGION``, or what ``aws configure``
+        wrote, say where they are not given.
     cache : where packages that pip installed for calls are kept; by default ``fsdray`` in the
         user's cache directory (``XDG_CACHE_HOME``, or ``~/.cache``).
     """
 
     backend: str = "local"
-    concurrency: int = max(32, 4 * (os.cpu_count() or 1))
+    concurrency: int | None = None
     memory: int = 1769
     timeout: float = 900.0
     channel: str = "queue"
@@ -59,10 +63,15 @@ class Settings:
     grace: float = 0.4
     prices: str | None = None
     cache: str | None = None
+    stack: str = "fsdray"
+    profile: str | None = None
+    region: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "memory", "branching", "inline_limit"):
             value = getattr(self, name)
+            if value is None and name == "concurrency":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingsError(f"{name}={value!r}: give a whole number of at least 1")
         for name in ("timeout", "grace"):
@@ -73,10 +82,10 @@ class Settings:
                 or not 0 < value < math.inf
             ):
                 raise SettingsError(f"{name}={value!r}: give seconds above 0")
-        for name in ("backend", "directory", "prices", "cache"):
+        for name in ("backend", "directory", "prices", "cache", "stack", "profile", "region"):
             value = getattr(self, name)
             if not isinstance(value, str | os.PathLike) and (
-                value is not None or name == "backend"
+                value is not None or name in ("backend", "stack")
             ):
                 raise SettingsError(f"{name}={value!r}: give text")
         if not isinstance(self.log_to_caller, bool):
@@ -153,6 +162,8 @@ def _read(name: str, text: str) -> Any:
     try:
         if kind is bool:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        if kind == int | None:
+            kind = int
         return kind(text) if kind in (int, float) else text
     except (KeyError, ValueError):
         raise SettingsError(

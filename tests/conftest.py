@@ -17,6 +17,7 @@ import pytest
 
 import fsdray as fsd
 from fsdray.backends.local.directory import SHARED_MEMORY
+from fsdray.testing.emulator import Emulator
 from tests import on_aws
 
 
@@ -114,3 +115,10 @@ def two_at_a_time() -> Iterator[None]:
     finally:
         fsd.shutdown()
         fsd.init(concurrency=40)
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    """AWS on this machine, for all tests that need it; each has buckets and stacks of its own."""
+    with Emulator() as emulator:
+        yield emulator

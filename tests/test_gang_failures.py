@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,6 @@ from fsdray.errors import (
 )
 from fsdray.inference.engine import RankAnswer, forward
 from fsdray.inference.shards import Shard, Sharding
-from tests.conftest import processes
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -97,7 +97,7 @@ def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
     sharding = Sharding(model, inference.partition(model, workers, "block"))
     shards = [sharding.shard(rank) for rank in range(workers)]
     pixels = [samples.T.tocsr()[shard.pixels] for shard in shards]
-    before = set(Path("/dev/shm").glob(f"fsdray-*-{os.getpid()}-*/objects/*"))
+    before = set(_objects())
 
     program = fsd.remote(world_size=workers, channel=channel)(run_mortal)
     refs = program.remote(fsd.per_rank(shards), fsd.per_rank(pixels), victim, layer, str(tmp_path))
@@ -119,15 +119,21 @@ def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
     assert isinstance(cause, FunctionCrashed)
     assert "SIGKILL" in cause.message
     assert cause.log[-1] == "these are my last words"
-    left = set(Path("/dev/shm").glob(f"fsdray-*-{os.getpid()}-*/objects/*")) - before
-    objects = [path for folder in left for path in folder.rglob("*@")]
-    assert not objects, "the broken gang left objects behind"
+    left = {key for key in _objects() if not key.startswith(("functions/", "modules/"))} - before
+    assert not left, "the broken gang left objects behind"
+
+
+def _objects() -> list[str]:
+    """Keys of the session's objects, once all that was under way is over."""
+    here = fsd.session.current()
+    fsd.loop.run(here.flush())
+    return fsd.loop.run(here.backend.objects.list(""))
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("branching", [1, 2, 8])
 def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
-    channel: str, branching: int
+    channel: str, branching: int, tmp_path: Path
 ) -> None:
     fsd.shutdown()
     fsd.init(branching=branching)
@@ -135,6 +141,7 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
     @fsd.remote(world_size=5, channel=channel)
     def busy(victim: int) -> None:
         comm = fsd.collective.world()
+        (tmp_path / f"{victim}-{comm.rank}").write_text(str(os.getpid()))
         comm.barrier()
         if comm.rank == victim:
             os._exit(7)
@@ -149,15 +156,12 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
         assert "status 7" in str(raised.value)
         assert time.time() - began < 10
 
-    @fsd.remote
-    def workers_busy() -> int:
-        return len(processes())
-
-    # The orphans of a dead rank are stopped a moment later; a new call finds nobody at work.
-    deadline = time.time() + 10
-    while any(_is_running(pid) for pid in processes()) and time.time() < deadline:
-        fsd.get(workers_busy.remote())
-    assert not [pid for pid in processes() if _is_running(pid)], "a rank still computes"
+    # The orphans of a dead rank are stopped a moment later.
+    ranks = {int(path.read_text()) for path in tmp_path.iterdir()}
+    deadline = time.time() + 20
+    while any(map(_is_running, ranks)) and time.time() < deadline:
+        threading.Event().wait(0.1)
+    assert not [pid for pid in ranks if _is_running(pid)], "a rank still computes"
 
 
 def _is_running(pid: int) -> bool:

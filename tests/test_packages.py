@@ -100,13 +100,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pip_runs(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     """The calls of pip, which are made."""
     calls: list[Sequence[str]] = []
-    really = packages._run_pip
+    really = packages.run_pip
 
     def run(arguments: Sequence[str], *others: Any) -> None:
         calls.append(arguments)
         really(arguments, *others)
 
-    monkeypatch.setattr(packages, "_run_pip", run)
+    monkeypatch.setattr(packages, "run_pip", run)
     return calls
 
 
@@ -310,13 +310,13 @@ def test_what_is_too_large_is_told_with_what_is_largest(
 
 
 def test_only_what_takes_a_while_is_told_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    with packages._telling("quick"):
+    with packages.telling("quick"):
         pass
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_QUIET", 0.0)
         said = threading.Event()
         patch.setattr("builtins.print", lambda *args, **_: (sys.stderr.write(args[0]), said.set()))
-        with packages._telling("slow"):
+        with packages.telling("slow"):
             assert said.wait(30)
     assert capfd.readouterr() == ("", "slow ...")
 

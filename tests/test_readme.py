@@ -39,7 +39,8 @@ def test_a_sample_of_the_readme_runs_as_written(number: int, tmp_path: Path) -> 
         assert squares == str([n * n for n in range(100)])
         assert means.count("499999.5") == 8
     else:
-        assert re.match(r"\$0\.\d+.*: 8 invocations, .* 936 publishes, 8 sends", done.stdout), done.stdout
+        told = r"\$0\.\d+.*: 8 invocations, .* 936 publishes, 8 sends"
+        assert re.match(told, done.stdout), done.stdout
 
 
 def test_the_first_command_is_one_that_the_command_line_takes() -> None:

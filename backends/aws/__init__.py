@@ -4,3 +4,9 @@
 `functions`, `messages` and `objects` are the three services over what `stack` says was deployed.
 `handler` is what runs inside a function.
 """
+
+from __future__ import annotations
+
+from fsdray.backends.aws.backend import connect
+
+__all__ = ["connect"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from fsdray.backends.local.objects import Files, LocalObjects, Watchers
 from fsdray.backends.local.pool import Outcome, Pool
 from fsdray.services import Count, FunctionLimits, MessageLimits, ObjectLimits
 from fsdray.settings import Settings
+
+_CONCURRENCY = max(32, 4 * (os.cpu_count() or 1))  # calls, where the settings do not say
 
 
 class LocalBackend:
@@ -72,7 +75,7 @@ async def connect(
     """
     directory = SessionDirectory(settings.directory)
     for_modules = directory if directory.runs_code else SessionDirectory(tempfile.gettempdir())
-    function_limits = FunctionLimits(concurrency=settings.concurrency)
+    function_limits = FunctionLimits(concurrency=settings.concurrency or _CONCURRENCY)
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
     inboxes = Inboxes(message_limits)

@@ -20,7 +20,7 @@ from typing import Protocol
 from urllib.parse import quote, unquote
 
 from fsdray.errors import ServiceError, SettingsError
-from fsdray.services import MIB, Blob, Buffer, Count, ObjectLimits, Pace
+from fsdray.services import MIB, Blob, Buffer, Count, ObjectLimits, Pace, gets, puts
 
 _SMALL = 64 * 1024  # below this a read is cheaper than a mapping
 _PIECE = 200  # characters of one path component; file systems end at 255
@@ -187,7 +187,7 @@ class LocalObjects:
             raise SettingsError("if_absent and if_match exclude each other")
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
         size = sum(memoryview(part).nbytes for part in parts)
-        self._count("put", 1)
+        self._count("put", puts(size))
         self._count("put_bytes", size)
         try:
             if size > _BLOCKING:
@@ -217,7 +217,7 @@ class LocalObjects:
         elif blob is None:
             self._count("miss", 1)
         if blob is not None:
-            self._count("get", 1)
+            self._count("get", gets(len(blob.data)))
             self._count("get_bytes", len(blob.data))
         return blob
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fsdray.backends.simulated.world import Node, World
 from fsdray.errors import SettingsError
-from fsdray.services import Blob, Buffer, ObjectLimits, Pace
+from fsdray.services import Blob, Buffer, ObjectLimits, Pace, gets, puts
 
 
 class Store:
@@ -94,7 +94,7 @@ class SimulatedObjects:
         assert isinstance(whole, bytes)
 
         async def once() -> str | None:
-            world.count("put", 1)
+            world.count("put", puts(len(whole)))
             world.count("put_bytes", len(whole))
             takes = world.latency(world.network.put)
             start = world.puts.end(self._node.connect(takes), 1)
@@ -137,7 +137,7 @@ class SimulatedObjects:
                     break
                 world.count("miss", 1)  # deleted again before it could be read
             size = len(blob.data)
-            world.count("get", 1)
+            world.count("get", gets(size))
             world.count("get_bytes", size)
             await world.until(self._node.down.end(world.now, size))
             world.record(self._node.rank, "get", key=key, bytes=size)

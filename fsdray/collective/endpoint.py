@@ -21,8 +21,16 @@ Abort = Callable[[CollectiveError], Awaitable[None]]
 """Tells all other ranks of the gang that it is over, and why."""
 
 
+Chance = Callable[[str], None]
+"""Told before an operation whose outcome is not the same each time that the rank runs."""
+
+
 async def tell_nobody(_: CollectiveError) -> None:
     """The `Abort` of a rank that stands for itself."""
+
+
+def never_again(_: str) -> None:
+    """The `Chance` of a rank that is not started again by itself."""
 
 
 @dataclass
@@ -40,6 +48,7 @@ class Endpoint:
     mailbox: Mailbox
     deadline: float
     abort: Abort = tell_nobody
+    chance: Chance = never_again
     sent_bytes: int = 0  # payload of this rank's messages, as packed
     _begun: set[asyncio.Future[Any]] = field(default_factory=set)
     _unposted: set[asyncio.Future[None]] = field(default_factory=set)

@@ -20,6 +20,7 @@ _HEADER = struct.Struct("<2sBBBB16sQQIqIIQI")
 _TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
 _MAGIC = b"FR"
 RANK_SIZE = 4  # bytes
+_POINTER = 0x80  # beside the codec: the payload says where the message lies
 
 
 class Operation(enum.IntEnum):
@@ -40,6 +41,7 @@ class Operation(enum.IntEnum):
     EXSCAN = 13
     REDUCE_SCATTER = 14
     SPLIT = 15
+    MOVED = 32  # control, as ABORT is: a rank was started again and has another inbox
 
 
 class Codec(enum.IntEnum):
@@ -81,6 +83,7 @@ class Frame:
     part: int
     parts: int
     payload: Buffer
+    incarnation: int = 0  # how often its source was started again, modulo 256; not in the key
     is_pointer: bool = False
 
     @property
@@ -113,8 +116,8 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         _MAGIC,
         VERSION,
         frame.operation,
-        frame.codec,
-        frame.is_pointer,
+        frame.codec | _POINTER * frame.is_pointer,
+        frame.incarnation,
         frame.epoch,
         frame.communicator,
         frame.number,
@@ -143,22 +146,8 @@ def unpack(data: Buffer) -> Frame:
     view = memoryview(data)
     if view.nbytes < _HEADER.size + _TRAILER.size:
         raise Corrupted(f"{view.nbytes} bytes are no frame")
-    (
-        magic,
-        version,
-        operation,
-        codec,
-        is_pointer,
-        epoch,
-        comm,
-        number,
-        source,
-        tag,
-        part,
-        parts,
-        n,
-        ranks,
-    ) = _HEADER.unpack_from(view)
+    magic, version, operation, codec, incarnation, epoch, *key, n, ranks = _HEADER.unpack_from(view)
+    comm, number, source, tag, part, parts = key
     start = _HEADER.size + ranks * RANK_SIZE
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
@@ -169,7 +158,7 @@ def unpack(data: Buffer) -> Frame:
     return Frame(
         epoch,
         Operation(operation),
-        Codec(codec),
+        Codec(codec & ~_POINTER),
         comm,
         number,
         source,
@@ -178,7 +167,8 @@ def unpack(data: Buffer) -> Frame:
         part,
         parts,
         view[start : start + n],
-        bool(is_pointer),
+        incarnation,
+        bool(codec & _POINTER),
     )
 
 

@@ -62,15 +62,21 @@ class Mailbox:
     Parameters
     ----------
     aborted : told what an abort frame says, once for each that comes; it is to call `fail`.
+    moved : told what a frame says that tells of a rank's new inbox.
     """
 
     def __init__(
-        self, epoch: bytes, rank: int, aborted: Callable[[bytes], None] = lambda _: None
+        self,
+        epoch: bytes,
+        rank: int,
+        aborted: Callable[[bytes], None] = lambda _: None,
+        moved: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._epoch = epoch
         self._rank = rank
-        self._aborted = aborted
-        self._parts: dict[Key, dict[int, Frame]] = {}
+        self._told = {Operation.ABORT: aborted, Operation.MOVED: moved}
+        # By the incarnation of their source: who started anew may cut its message elsewhere.
+        self._parts: dict[Key, dict[int, dict[int, Frame]]] = {}
         self._letters: dict[Key, Letter] = {}
         self._taken: dict[int, set[tuple[int, int]]] = {}  # (number, source), by communicator
         self._floor: dict[int, int] = {}  # collectives before this number are over
@@ -87,13 +93,13 @@ class Mailbox:
         if not self.is_for_us(frame):
             self.dropped += 1
             return
-        if frame.operation == Operation.ABORT:  # it has no number: it is never one too many
-            self._aborted(bytes(frame.payload))
+        if frame.operation in self._told:  # it has no number: it is never one too many
+            self._told[frame.operation](bytes(frame.payload))
             return
         if self._is_known(key):
             self.dropped += 1
             return
-        parts = self._parts.setdefault(key, {})
+        parts = self._parts.setdefault(key, {}).setdefault(frame.incarnation, {})
         if frame.part in parts:
             self.dropped += 1
             return
@@ -108,8 +114,10 @@ class Mailbox:
 
     def outstanding(self, key: Key) -> int:
         """At least how many frames of a message that is not there are still to come."""
-        parts = self._parts.get(key)
-        return 1 if not parts else next(iter(parts.values())).parts - len(parts)
+        cuts = self._parts.get(key)
+        if not cuts:
+            return 1
+        return min(next(iter(parts.values())).parts - len(parts) for parts in cuts.values())
 
     def knows(self, key: Key) -> bool:
         """Whether a message is there, was there, or is wanted no more."""
@@ -135,7 +143,9 @@ class Mailbox:
         if letter is not None:
             return Called.of(letter)
         parts = self._parts.get(key)
-        return Called.of(next(iter(parts.values()))) if parts else None
+        if not parts:
+            return None
+        return Called.of(next(iter(next(iter(parts.values())).values())))
 
     def unasked(self, communicator: int, number: int) -> Key | None:
         """A message of this collective that is held, at least a part of it, and not taken."""

@@ -8,9 +8,10 @@ looks for an object that is not there yet. Order, acknowledgement and aborts are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fsdray.collective.channels.queue import QueueChannel
+from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.combined import (
     Span,
     combine,
@@ -44,8 +45,10 @@ class AutoChannel(QueueChannel):
         inboxes: Sequence[str],
         mailbox: Mailbox,
         medium: Medium,
+        moved: Mapping[int, int] | None = None,
+        log: SendLog | None = None,
     ) -> None:
-        super().__init__(messages, epoch, rank, inboxes, mailbox)
+        super().__init__(messages, epoch, rank, inboxes, mailbox, moved, log)
         self._objects = objects
         self._gang = gang
         self._medium = medium
@@ -62,9 +65,10 @@ class AutoChannel(QueueChannel):
             written = [parcels[i] for i in large]
             data, placed = combine(self._epoch, self._rank, outgoing, written)
             where = path_of(self._gang, self._rank, outgoing)
+            # Noted first: a put that is given up may have been done.
+            self.written.append(where)
             # A twin's object is the same object: who comes second finds it written.
             await self._objects.put(where, data, if_absent=True)
-            self.written.append(where)
             for i, span in zip(large, placed.spans, strict=True):
                 spans[i] = span
             told = self._pointing(outgoing, [(parcels[i], spans[i]) for i in large])

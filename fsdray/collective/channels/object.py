@@ -60,13 +60,17 @@ class ObjectChannel:
             return ()
         where = path_of(self._gang, self._rank, outgoing)
         data, placed = combine(self._epoch, self._rank, outgoing, outgoing.parcels)
+        # Noted first: a put that is given up may have been done.
+        self.written.append(where)
         # A twin's object is the same object: who comes second finds it written.
         await self._objects.put(where, data, if_absent=True)
-        self.written.append(where)
         return placed.spans
 
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
+
+    def move(self, rank: int, incarnation: int, inbox: str) -> None:
+        """Objects stay where they are until the gang has ended: there is nothing to do."""
 
     def expect(self, key: Key, span: Span) -> None:
         if key not in self._fetching and not self._mailbox.knows(key):

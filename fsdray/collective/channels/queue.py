@@ -7,31 +7,43 @@ while somebody waits, so that frames gather meanwhile and few receives are bille
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
+from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.combined import Span
 from fsdray.collective.forms import groups
-from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, unpack
+from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames
 from fsdray.services import Delivery, Message, MessageLimits, Messages
 
 T = TypeVar("T")
 
+LOOK = 1.0
+"""Seconds between looks of a rank that computes, where ranks may be started again: one that was
+waits for what this one had sent it. A receive costs 0.4 µ$, a second of a rank of 1,769 MB 29."""
+
 LINGER = 0.001
 """Seconds that a rank which waits for several messages gives the next ones to gather, after the
 first came. A receive and its part of an acknowledgement cost 0.5 µ$, which is what a rank of 1,769
 MB costs in 16 ms: worth a moment, not more (prices: FACTS, section 3)."""
+
 READERS = 16
 """Receives that a rank has under way where each one before came back full: one takes some 8 ms, and
 brings 10 messages at most, so that the last of 4,095 ranks would be heard after 3 seconds."""
 
 
 class QueueChannel:
-    """See `fsdray.collective.channels.Channel`."""
+    """See `fsdray.collective.channels.Channel`.
+
+    Parameters
+    ----------
+    moved : how often ranks were started again, of those that were: their inboxes are new.
+    log : keeps what is sent; None where no rank is started again.
+    """
 
     def __init__(
         self,
@@ -40,11 +52,15 @@ class QueueChannel:
         rank: int,
         inboxes: Sequence[str],
         mailbox: Mailbox,
+        moved: Mapping[int, int] | None = None,
+        log: SendLog | None = None,
     ) -> None:
         self._messages = messages
         self._epoch = epoch
         self._rank = rank
-        self._inboxes = inboxes
+        self._inboxes = list(inboxes)
+        self._moved = dict(moved or {})
+        self._log = log
         self._mailbox = mailbox
         # To go with the next departure, by the group of inboxes that one publish reaches.
         self._ready: dict[int, list[Message]] = {}
@@ -53,12 +69,15 @@ class QueueChannel:
         self._under_way: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
         self._collecting: dict[asyncio.Future[None], Sequence[Key]] = {}
-        self._most = 0  # messages that the last receive could not have had more of; 0: it could
+        self._most = 0  # messages of the last receive, which may have left some; 0: it left none
         self._held: list[Delivery] = []  # deposited, not acknowledged yet
         self._due: asyncio.TimerHandle | None = None
         self._acknowledging: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.TimerHandle | None = None
         self.written: list[str] = []
         self.corrupted = 0  # frames that were refused; the service delivers them again
+        if log is not None:
+            self._look_later()
 
     async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> Sequence[Span]:
         await self._post(outgoing, outgoing.parcels, may_linger)
@@ -86,7 +105,20 @@ class QueueChannel:
             del self._collecting[changed]
             changed.cancel()
 
+    def move(self, rank: int, incarnation: int, inbox: str) -> None:
+        """A rank was started again: what it was sent, and will be, goes to another inbox."""
+        if incarnation <= self._moved.get(rank, 0):
+            return
+        self._moved[rank] = incarnation
+        self._inboxes[rank] = inbox
+        if self._log is not None:
+            task = asyncio.create_task(self._resend(self._log, rank, inbox))
+            self._under_way.add(task)
+            task.add_done_callback(self._resent)
+
     async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         self.hurry()
         if self._under_way:
             await asyncio.wait(list(self._under_way))
@@ -94,6 +126,8 @@ class QueueChannel:
             reading.cancel()
         if self._reading:
             await asyncio.wait(list(self._reading))
+        if self._under_way:  # of what was read last
+            await asyncio.wait(list(self._under_way))
         self._acknowledge(len(self._held))
         if self._acknowledging:
             await asyncio.wait(list(self._acknowledging))
@@ -109,16 +143,19 @@ class QueueChannel:
     ) -> None:
         """Send these parcels of what is sent as frames, and these as pointers."""
         limits = self._messages.limits
+        incarnation = self._moved.get(self._rank, 0) % 256
         marked = [(each, False) for each in parcels] + [(each, True) for each in pointers]
         for parcel, is_pointer in marked:
             for group, some in groups(parcel.destinations, limits.fanout):
                 room = limits.room(len(some)) - overhead(len(some))
                 addressed = Parcel(some, parcel.codec, parcel.payload)
-                inboxes = tuple(self._inboxes[rank] for rank in some)
-                self._ready.setdefault(group, []).extend(
-                    Message(pack(replace(frame, is_pointer=is_pointer)), inboxes)
-                    for frame in frames(self._epoch, self._rank, outgoing, addressed, room)
-                )
+                for frame in frames(
+                    self._epoch, self._rank, outgoing, addressed, room, incarnation
+                ):
+                    marked_frame = replace(frame, is_pointer=True) if is_pointer else frame
+                    self._send(pack(marked_frame), group, some)
+        if self._log is not None:
+            await self._log.relieve()
         if self._departure is None:
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
@@ -158,12 +195,44 @@ class QueueChannel:
             coming = self._outstanding(keys)
             wanted = 1 if not self._most else min(READERS, -(-coming // self._most))
             while coming and len(self._reading) < wanted:
-                self._reading.add(asyncio.create_task(self._read()))
+                self._begin_reading()
             await asyncio.wait((changed, *self._reading), return_when=asyncio.FIRST_COMPLETED)
             done = {reading for reading in self._reading if reading.done()}
             self._reading -= done
             for reading in done:
                 reading.result()
+
+    def _begin_reading(self) -> None:
+        reading = asyncio.create_task(self._read())
+        reading.add_done_callback(_seen)  # nobody may wait for it by then
+        self._reading.add(reading)
+
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        # Where a receive fails, who waits for a message reads again, and is told.
+        self._reading = {reading for reading in self._reading if not reading.done()}
+        if not self._reading:
+            self._begin_reading()
+        self._look_later()
+
+    def _send(self, body: bytes, group: int, ranks: tuple[int, ...]) -> None:
+        if self._log is not None:
+            self._log.add(ranks, body)
+        for each, message in addressed(body, group, ranks, self._inboxes, self._moved):
+            self._ready.setdefault(each, []).append(message)
+
+    async def _resend(self, log: SendLog, rank: int, inbox: str) -> None:
+        async for bodies in log.to(rank):
+            await send(self._messages, bodies, inbox)
+
+    def _resent(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # The other would wait for what does not come: this rank fails, and says why.
+            self._mailbox.fail(lambda: error)
 
     async def _depart(self) -> None:
         """Publish what has gathered, when somebody is in a hurry or a moment is over.
@@ -239,12 +308,52 @@ def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list
     return (batch for _, batch in open_batches)
 
 
-async def announce(messages: Messages, inboxes: Sequence[str], frame: Frame) -> None:
-    """Publish an abort to every rank."""
-    assert frame.operation == Operation.ABORT
-    body = pack(frame)
-    for some in _chunks(tuple(inboxes), messages.limits.fanout):
-        await messages.publish([Message(body, tuple(some))])
+def addressed(
+    body: bytes,
+    group: int,
+    ranks: Sequence[int],
+    inboxes: Sequence[str],
+    moved: Mapping[int, int],
+) -> Iterator[tuple[int, Message]]:
+    """A frame for ranks of one group, as messages, each with the group that it goes to.
+
+    Who was started again is a group of its own: its inbox was leased by itself.
+    """
+    together = tuple(inboxes[rank] for rank in ranks if rank not in moved)
+    if together:
+        yield group, Message(body, together)
+    for rank in ranks:
+        if rank in moved:
+            yield -1 - rank, Message(body, (inboxes[rank],))
+
+
+async def announce(
+    messages: Messages,
+    inboxes: Sequence[str],
+    moved: Mapping[int, int],
+    frame: Frame,
+    ranks: Sequence[int],
+) -> None:
+    """Publish what says something of the gang itself to these ranks, in parts where it must."""
+    limits = messages.limits
+    for group, some in groups(ranks, limits.fanout):
+        pieces = split([frame.payload], limits.room(len(some)) - overhead(len(frame.destinations)))
+        for part, piece in enumerate(pieces):
+            body = pack(replace(frame, part=part, parts=len(pieces), payload=piece))
+            for _, message in addressed(body, group, some, inboxes, moved):
+                await messages.publish([message])
+
+
+async def send(messages: Messages, bodies: Sequence[bytes], inbox: str) -> None:
+    """Send frames to one inbox, in as few requests as can be."""
+    waiting = [Message(body, (inbox,)) for body in bodies]
+    for some in batches(waiting, messages.limits):
+        await messages.publish(some)
+
+
+def _seen(reading: asyncio.Task[None]) -> None:
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

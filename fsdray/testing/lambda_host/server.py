@@ -98,6 +98,7 @@ class Server:
             return
         line: dict[str, Any] = {
             "time": round(began, 6),
+            "service": "lambda",
             "operation": operation,
             "function": function,
             "status": answered.status,

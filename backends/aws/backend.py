@@ -1,0 +1,152 @@
+"""Puts AWS's services together: for a session's driver, and for the functions that serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import secrets
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from fsdray import output
+from fsdray._version import __version__
+from fsdray.backends.aws import border, calls
+from fsdray.backends.aws.clients import Clients
+from fsdray.backends.aws.functions import AwsFunctions, Show
+from fsdray.backends.aws.objects import AwsObjects
+from fsdray.backends.aws.stack import Stack, read_stack
+from fsdray.errors import EnvironmentMismatch, FsdrayError
+from fsdray.services import Count, FunctionLimits, Messages
+from fsdray.settings import Settings
+
+_ENDING = 8.0  # seconds that calls are given to see that the session is closed
+_FILES = 256  # that this process may have open beside one connection for each call
+
+
+class AwsBackend:
+    """Lambda, SNS with SQS, and S3, as one session uses them."""
+
+    name = "aws"
+
+    def __init__(
+        self, session: str, functions: AwsFunctions, messages: Messages, objects: AwsObjects
+    ) -> None:
+        self.session = session
+        self.functions = functions
+        self.messages = messages
+        self.objects = objects
+
+    @classmethod
+    def of_session(
+        cls, stack: Stack, clients: Clients, session: str, limits: FunctionLimits, show: Show
+    ) -> AwsBackend:
+        """The services of a session; `show` takes what calls print."""
+        objects = AwsObjects(clients, stack.bucket, f"runs/{session}/")
+        functions = AwsFunctions(clients, stack.functions, session, objects, limits, show)
+        return cls(session, functions, _Missing(), objects)
+
+    async def close(self) -> None:
+        """A function's end is Lambda's to decide."""
+
+
+class _DriverBackend(AwsBackend):
+    """The same, with what it must leave as it found it."""
+
+    def __init__(self, of_session: AwsBackend, clients: Clients) -> None:
+        self.__dict__.update(of_session.__dict__)
+        self._clients = clients
+
+    async def close(self) -> None:
+        try:
+            ended = await self.functions.stop(_ENDING)
+            keys = await self.objects.list("")
+            if not ended:
+                # Those that run on find there that they are not wanted; a day ends the marks.
+                keys = [key for key in keys if not key.startswith("cancel/")]
+            await self.objects.delete(keys)
+        finally:
+            await self._clients.close()
+
+
+class _Missing:
+    """Messages, until they are there."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise FsdrayError("the aws backend has no messages yet: use channel='object'")
+
+
+async def connect(settings: Settings, count: Count) -> AwsBackend:
+    """Start a session on a stack that was deployed, as its driver.
+
+    Parameters
+    ----------
+    settings : of these it uses stack, profile, region, concurrency and log_to_caller.
+    count : told of each billed request.
+
+    Raises
+    ------
+    SettingsError : no credentials, no region, no such stack: the message says what to run.
+    EnvironmentMismatch : the stack was deployed by another Python, fsdray or for another processor.
+    """
+    clients = Clients(count, region=settings.region, profile=settings.profile)
+    try:
+        stack, account = await asyncio.gather(
+            asyncio.to_thread(read_stack, settings), _concurrency(clients)
+        )
+        check(stack)
+    except BaseException:
+        await clients.close()
+        raise
+    concurrency = _connectable(min(account, settings.concurrency or account))
+
+    def show(printed: Any) -> None:
+        if settings.log_to_caller:
+            output.show(calls.shown(printed))
+
+    session = secrets.token_hex(8)
+    limits = FunctionLimits(concurrency=concurrency)
+    return _DriverBackend(AwsBackend.of_session(stack, clients, session, limits, show), clients)
+
+
+def check(stack: Stack) -> None:
+    """Raise `EnvironmentMismatch` where functions of the stack could not run calls from here."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    machine = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    for what, there, here in (
+        ("fsdray", stack.version, __version__),
+        ("Python", stack.python, python),
+        ("architecture", stack.architecture, machine),
+    ):
+        if there != here:
+            raise EnvironmentMismatch(
+                f"the stack {stack.name!r} was deployed with {what} {there}, and this is {here}: "
+                "run `fsdray deploy` to update it, or deploy one beside it with another name and "
+                "choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
+            )
+
+
+async def _concurrency(clients: Clients) -> int:
+    """Calls that the account may run at one time: what is not reserved for other functions."""
+    client = await clients.get("lambda")
+    with border.crossing("asking for the account's concurrency"):
+        told: Mapping[str, Any] = (await client.get_account_settings())["AccountLimit"]
+    return int(told.get("UnreservedConcurrentExecutions") or told["ConcurrentExecutions"])
+
+
+def _connectable(concurrency: int) -> int:
+    """So many calls, or as many as this process may have connections for: files to the system."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return concurrency
+    wanted = concurrency + _FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):  # macOS has limits that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(1, min(concurrency, soft - _FILES))
+    return concurrency

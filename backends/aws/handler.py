@@ -1,0 +1,101 @@
+"""What Lambda calls: it runs one call of a session on the main thread, and replies.
+
+An environment serves calls of many sessions, one after the other. What it keeps between them is
+what it has imported, and AWS's clients. `printed` says what a line of its log is, `watch` what ends
+a call early, and `fsdray.worker` what a call is.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import threading
+from functools import cache
+from typing import Any
+
+from fsdray import loop, worker
+from fsdray.backends.aws import calls
+from fsdray.backends.aws.backend import AwsBackend
+from fsdray.backends.aws.calls import Answer, Event
+from fsdray.backends.aws.clients import Clients
+from fsdray.backends.aws.functions import cancel_key
+from fsdray.backends.aws.printed import Printed
+from fsdray.backends.aws.stack import Stack
+from fsdray.backends.aws.watch import exit_now, watch
+from fsdray.costs.meter import count
+from fsdray.services import FunctionLimits
+
+_MARGIN = 0.5  # seconds of the function's own time, in which a call ends before Lambda ends it
+
+
+class _Environment:
+    """What this process keeps between calls."""
+
+    def __init__(self) -> None:
+        self._stack = Stack.of_environment()
+        self._clients = Clients(count, region=self._stack.region)
+        self._backend: AwsBackend | None = None  # of the session that called last
+        self.printed = Printed()
+        self.printed.redirect()
+
+    def backend(self, event: Event) -> AwsBackend:
+        """The services of the event's session."""
+        backend = self._backend
+        if backend is None or backend.session != event.session:
+            limits = FunctionLimits(concurrency=event.concurrency)
+            backend = self._backend = AwsBackend.of_session(
+                self._stack, self._clients, event.session, limits, self.printed.pass_on
+            )
+        backend.functions.depth = event.depth
+        return backend
+
+
+_environment = cache(_Environment)  # made by the first call: to import this changes nothing
+
+
+def handler(told: Any, context: Any) -> dict[str, Any]:
+    """Run the call in `told` (`calls.Event`); its answer (`calls.Answer`)."""
+    event = Event.load(told)
+    left = context.get_remaining_time_in_millis() / 1000 - _MARGIN
+    timeout = max(0.001, min(event.timeout, left))
+    here = _environment()
+    backend = here.backend(event)
+    functions = backend.functions
+    replies: list[bytes] = []
+    is_over = threading.Event()
+
+    def respond(reply: bytes, is_spent: bool) -> None:
+        replies.append(reply)
+        if is_spent and not is_over.is_set():
+            # The main thread is deep in user code, which nothing can stop.
+            _respond_past(context.aws_request_id, Answer(reply, here.printed.end()))
+
+    async def is_unwanted() -> bool:
+        return await backend.objects.get(cancel_key(event.call)) is not None
+
+    here.printed.begin(event)
+    watching = watch(timeout, is_unwanted, functions.tell_all)
+    try:
+        worker.run(event.payload, backend, timeout, respond)
+        is_over.set()
+        if functions.is_telling:
+            loop.run(functions.told())
+    finally:
+        watching.cancel()
+        printed = here.printed.end()
+    return Answer(replies[0], printed).parsed()
+
+
+def _respond_past(request_id: str, answer: Answer) -> None:
+    """Reply from beside the main thread, as a runtime does, and end this process.
+
+    Lambda's Runtime API takes a call's response from whoever in the environment sends it.
+    """
+    host = os.environ["AWS_LAMBDA_RUNTIME_API"]
+    connection = http.client.HTTPConnection(host, timeout=10)
+    body = json.dumps(answer.parsed()).encode()
+    path = f"/2018-06-01/runtime/invocation/{request_id}/response"
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    connection.getresponse().read()
+    exit_now("its gang broke, and its code runs on", calls.SPENT)
