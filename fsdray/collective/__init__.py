@@ -93,7 +93,7 @@ def init_group(
     Parameters
     ----------
     name : what the ranks have in common, in one session. Once all have left it can be used again.
-    channel : ``"queue"`` or ``"object"``; the session's own where not said.
+    channel : ``"queue"``, ``"object"`` or ``"auto"``; the session's own where not said.
     timeout : seconds for all that the group does; a task's own time limit where not said.
 
     Raises
@@ -136,7 +136,7 @@ def enter(communicator: AsyncCommunicator | None) -> None:
 
 
 def by_chance(what: str) -> None:
-    """A rank is about to do what would not be the same if it ran again; to be called on the loop."""
+    """This rank, if any, does what would not be the same if it ran again; called on the loop."""
     if _world is not None:
         _world.by_chance(what)
 
