@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from fsdray.testing.emulator import Emulator
+from tests.deployed import deployed, using
+
 FILES = (
     "collective/test_docs.py",
     "collective/test_gang.py",
@@ -77,7 +80,9 @@ def platform() -> Iterator[None]:
     if "AWS_ENDPOINT_URL" in os.environ:
         yield
         return
-    yield
+    with Emulator() as emulator, deployed(emulator, "fsdray", slots=SLOTS) as variables:
+        with using(variables):
+            yield
 
 
 def check_nothing_left() -> None:
