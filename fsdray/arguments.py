@@ -1,4 +1,5 @@
-"""What ``fsdray infer`` accepts: its options, their kinds of values and the help on them.
+"""What the command line accepts: options of ``fsdray infer``, their kinds of values, the help on
+them; and how a backend adds commands of its own.
 
 Only what can be said of one option by itself is checked here; how options agree with one
 another, with files and with the model is checked by `fsdray.cli`, before anything starts.
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from fsdray._version import __version__
 from fsdray.errors import SettingsError
@@ -39,6 +40,14 @@ examples:
 
 exit status: 0 done; 1 failed, or other categories than expected; 2 usage; 130 interrupted
 """
+
+
+COMMANDS = "fsdray.commands"
+"""The group of entry points whose functions add commands: each is given what `add_parser` is
+called on, and sets ``run``, which takes the parsed arguments and returns the exit status."""
+
+Commands: TypeAlias = "argparse._SubParsersAction[Any]"
+AddCommands: TypeAlias = Callable[[Commands], None]
 
 
 class UsageError(SettingsError):
@@ -87,6 +96,20 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"fsdray {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    _add_infer(commands)
+    for add in _of_backends():
+        add(commands)
+    return parser
+
+
+def _of_backends() -> list[AddCommands]:
+    """What adds the commands that backends bring (entry points of the group `COMMANDS`)."""
+    from importlib.metadata import entry_points
+
+    return [entry.load() for entry in sorted(entry_points(group=COMMANDS), key=lambda e: e.name)]
+
+
+def _add_infer(commands: Commands) -> None:
     infer = commands.add_parser(
         "infer",
         help="run a sparse network over samples, on one worker or many",
@@ -98,7 +121,6 @@ def _parser() -> _Parser:
     _add_data(infer.add_argument_group("what to run"))
     _add_strategy(infer.add_argument_group("how to run it"))
     _add_report(infer.add_argument_group("what to say and keep"))
-    return parser
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -164,6 +186,8 @@ def _add_strategy(group: argparse._ArgumentGroup) -> None:
     add("memory", None, memory, type=_whole(1), metavar="MB")
     limit = f"how long a function may run, in seconds (default: {Settings.timeout:g})"
     add("timeout", None, limit, type=_positive, metavar="SECONDS")
+    again = "times that each worker may be started again after it died (default: 0)"
+    add("retries", 0, again, type=_whole(0), metavar="N")
     tree = f"functions that each function starts in its turn (default: {Settings.branching})"
     add("branching", None, tree, type=_whole(1), metavar="B")
 

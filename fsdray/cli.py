@@ -1,4 +1,4 @@
-"""The command line: ``fsdray infer``.
+"""The command line: ``fsdray infer``, and the commands that backends bring.
 
 The run is set up here, and the exit status decided. The options are in `fsdray.arguments`, what
 is said of a run in `fsdray.observe.summary`. Heavy imports wait until the arguments are good.
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        return _infer(parse(arguments))
+        given = parse(arguments)
+        return int(given.run(given)) if "run" in given else _infer(given)
     except UsageError as error:
         return _complain(error, _USAGE, debug)
     except KeyboardInterrupt:
@@ -168,6 +169,7 @@ def _run(
                 channel=arguments.channel,
                 partition=arguments.partition,
                 seed=arguments.seed,
+                max_retries=arguments.retries,
                 progress=progress,
             )
         serial = None

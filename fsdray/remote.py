@@ -74,7 +74,9 @@ class TaskOptions:
     name : what the call is called in logs and errors; by default the function's own name.
     world_size : ranks of a gang; the call returns a list of one ref a rank.
     channel : how the gang talks: ``"queue"`` or ``"object"``.
-    max_retries, retry_exceptions : see `fsdray.retries.RetryPolicy`; not for gangs.
+    max_retries, retry_exceptions : see `fsdray.retries.RetryPolicy`. Of a gang ``max_retries``, by
+        default 0, says how often each rank may be started again, alone where that is possible
+        (docs/collectives.md); ``retry_exceptions`` is not for gangs.
     preload : modules that the function needs, or ``"module:function"`` to call; a platform that
         can loads them once for all calls.
     runtime_env : a dict with any of ``env_vars`` (a dict of texts, set while the call runs),
@@ -139,12 +141,10 @@ class TaskOptions:
             raise SettingsError(f"world_size={self.world_size!r}: give a whole number from 1")
         if self.world_size is not None and self.num_returns not in (None, 1):
             raise SettingsError("a gang returns one ref a rank: world_size excludes num_returns")
-        if self.world_size is not None and not (
-            self.max_retries in (None, 0) and self.retry_exceptions in (None, False)
-        ):
+        if self.world_size is not None and self.retry_exceptions not in (None, False):
             raise SettingsError(
-                "max_retries and retry_exceptions are for tasks: a gang is not run again, since "
-                "its ranks would have to be as well. Call it again where RankFailed is raised"
+                "retry_exceptions is for tasks: a rank's exception is its gang's outcome, and the "
+                "other ranks may know of it. Call the gang again where it is raised"
             )
         _ = self.retry  # a bad value is refused now
         if isinstance(self.preload, str) or not all(isinstance(x, str) for x in self.preload):
@@ -158,7 +158,9 @@ class TaskOptions:
     @property
     def retry(self) -> RetryPolicy:
         """When a call runs again."""
-        given = {"max_retries": self.max_retries, "retry_exceptions": self.retry_exceptions}
+        retries = 0 if self.world_size is not None else None  # by default a gang runs once
+        most = self.max_retries if self.max_retries is not None else retries
+        given = {"max_retries": most, "retry_exceptions": self.retry_exceptions}
         return RetryPolicy(**{name: v for name, v in given.items() if v is not None})  # type: ignore[arg-type]
 
     def updated(self, changes: Mapping[str, Any]) -> TaskOptions:

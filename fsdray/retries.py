@@ -60,3 +60,12 @@ class RetryPolicy:
 
     def _has_left(self, attempt: int) -> bool:
         return self.max_retries == FOR_EVER or attempt <= self.max_retries
+
+
+def catches_up(took: float, left: float) -> bool:
+    """Whether a rank that died after `took` seconds can be where it was, and some left.
+
+    It does again what it did, and at most as slowly, since all that it waits for is there; its
+    gang has `left` seconds, which the other ranks wait at most.
+    """
+    return took < left

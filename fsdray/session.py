@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fsdray import decoding, failure, gang, loop, modules, streams, wire
+from fsdray import decoding, failure, gang, loop, modules, recovery, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.meter import Meter, metering
 from fsdray.errors import (
@@ -27,6 +27,7 @@ from fsdray.errors import (
     SettingsError,
     TaskCancelled,
 )
+from fsdray.gang import GangResult
 from fsdray.loop import Turnstile
 from fsdray.modules import Bundle
 from fsdray.refs import ObjectRef
@@ -137,7 +138,7 @@ class Session(Values):
                 entry.gang = (task, rank)
             kept = [v for of_rank in sent for v in of_rank.values() if isinstance(v, Kept)]
             garbage = [arguments, *kept]
-            work = self._run_gang(call, submission.channel, holes, sent, entries, garbage)
+            work = self._run_gang(call, submission, holes, sent, entries, garbage)
             self._go_for(entries, garbage, work)
         return [ObjectRef(entry) for entry in entries]
 
@@ -263,7 +264,7 @@ class Session(Values):
     async def _run_gang(
         self,
         call: Call,
-        channel: str,
+        submission: Submission,
         holes: Mapping[int, Entry],
         given: Sequence[Mapping[int, Payload | Entry]],
         entries: Sequence[Entry],
@@ -279,36 +280,59 @@ class Session(Values):
             for rank, of_rank in enumerate(given)
         }
         async with self.backend.functions.admitted(size):
-            place = await channels.prepare(self.backend, channel, size)
-            written: list[str] = []
-            is_whole = False
-            try:
-                spec = Gang(
-                    id=place.gang,
-                    rank=-1,
-                    size=size,
-                    branching=self.settings.branching,
-                    channel=channel,
-                    inboxes=place.inboxes,
-                    given=values,
-                )
-                whole = await self._fitting(dataclasses.replace(call, gang=spec), filled, garbage)
-                with metering() as meter:
-                    result = await gang.run(self.backend, whole)
-                    for reply in result.ranks.values():
-                        meter.merge(reply.counts)
-                        written += reply.written
-                is_whole = result.broken is None
-                if not is_whole:  # what its ranks came to is nobody's any more
-                    garbage += [each for rank in result.ranks.values() for each in rank.values]
-            finally:
-                await channels.clear(self.backend, place, written, not is_whole)
+            while True:
+                result = await self._gang_once(call, submission, filled, values, garbage)
+                if result.anew is None:
+                    break
+                # What came of it is nobody's, and lies where that of the next attempt will.
+                await self.backend.objects.delete([value_key(each) for each in call.returns])
+                call = dataclasses.replace(call, attempt=result.anew)
+        if result.broken is not None:  # what its ranks came to is nobody's any more
+            garbage += [each for rank in result.ranks.values() for each in rank.values]
         for rank, entry in enumerate(entries):
             if result.broken is not None:
                 entry.payload.set_exception(gang.rank_failed(result.broken))
                 continue
             entry.counts = result.ranks[rank].counts
             entry.payload.set_result(result.ranks[rank].values[0])
+
+    async def _gang_once(
+        self,
+        call: Call,
+        submission: Submission,
+        filled: dict[int, Payload],
+        given: Mapping[int, Mapping[int, Payload]],
+        garbage: list[Payload],
+    ) -> GangResult:
+        """One attempt of a whole gang."""
+        size = len(call.returns)
+        place = await channels.prepare(self.backend, submission.channel, size)
+        written: list[str] = []
+        is_whole = False
+        try:
+            spec = Gang(
+                id=place.gang,
+                rank=-1,
+                size=size,
+                branching=self.settings.branching,
+                channel=place.channel,
+                inboxes=place.inboxes,
+                given=given,
+            )
+            if submission.retry.max_retries:
+                spec = recovery.recovering(spec)
+                place = gang.rendezvous(spec)
+            whole = await self._fitting(dataclasses.replace(call, gang=spec), filled, garbage)
+            with metering() as meter:
+                result = await recovery.run(self.backend, whole, submission.retry)
+                for reply in result.ranks.values():
+                    meter.merge(reply.counts)
+                    written += reply.written
+            written += result.written
+            is_whole = result.broken is None and not result.lost
+        finally:
+            await channels.clear(self.backend, place, written, not is_whole)
+        return result
 
     def _go_for(
         self,

@@ -29,6 +29,7 @@ from fsdray.services import Buffer
 from fsdray.settings import Settings
 
 if TYPE_CHECKING:
+    from fsdray.collective.channels.sendlog import Logged
     from fsdray.refs import ObjectRef
 
 _HEAD = struct.Struct("<II")  # buffers, bytes of pickle
@@ -300,7 +301,8 @@ class Gang:
     """What a rank knows of its gang.
 
     `given` holds, for each rank of this rank's subtree, what `fsdray.per_rank` arguments fill the
-    holes with, so that a value travels down to its rank alone.
+    holes with, so that a value travels down to its rank alone. Where it `recovers`, ranks that die
+    may be started again; `moved` says how often those were that were.
     """
 
     id: str
@@ -310,6 +312,8 @@ class Gang:
     channel: str
     inboxes: tuple[str, ...]
     given: Mapping[int, Mapping[int, Payload]]
+    recovers: bool = False
+    moved: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -379,6 +383,24 @@ class RankReply:
 
 
 @dataclass(frozen=True)
+class Report:
+    """What a rank of a gang that recovers says beside its values.
+
+    Parameters
+    ----------
+    logged : all that it sent.
+    moved : the others' moves that it knew of; it has sent those all that is theirs.
+    raised : the encoded failure of the user's code, of which the others are to be told.
+    chance : what it could not do again as before; the gang is to start anew.
+    """
+
+    logged: Logged
+    moved: Mapping[int, int]
+    raised: bytes | None = None
+    chance: str | None = None
+
+
+@dataclass(frozen=True)
 class Reply:
     """What a function sends back: its own outcome, and those of the ranks that it started.
 
@@ -387,6 +409,7 @@ class Reply:
 
     ranks: Mapping[int, RankReply]
     broken: tuple[tuple[int, ...], bytes] | None = None
+    report: Report | None = None
 
 
 def _fingerprint() -> bytes:

@@ -92,8 +92,9 @@ def _run_rank(here: Session, call: Call, timeout: float, meter: Meter, once: _On
         collective.enter(None)
         loop.get().call_soon_threadsafe(failing.cancel)
     mine = reply.ranks[call.gang.rank]
-    counted = RankReply(mine.values, meter.counts(), mine.written)
-    once.respond(wire.dump(Reply({**reply.ranks, call.gang.rank: counted}, reply.broken)), False)
+    counted = dataclasses.replace(mine, counts=meter.counts())
+    whole = dataclasses.replace(reply, ranks={**reply.ranks, call.gang.rank: counted})
+    once.respond(wire.dump(whole), False)
 
 
 def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = None) -> RankReply:
@@ -107,6 +108,7 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             attempt=call.attempt,
             rank=None if call.gang is None else call.gang.rank,
             world_size=None if call.gang is None else call.gang.size,
+            run=context.run_of(here.backend),
         )
     )
     around = environment.current().entered(call.environment, partial(_bundle, here))

@@ -107,7 +107,7 @@ def test_exceptions_of_the_users_code_are_retried_where_asked(tmp_path: Path) ->
         {"max_retries": 1.5},
         {"retry_exceptions": "KeyError"},
         {"retry_exceptions": [3]},
-        {"world_size": 2, "max_retries": 1},
+        {"world_size": 2, "max_retries": -2},
         {"world_size": 2, "retry_exceptions": True},
     ],
 )

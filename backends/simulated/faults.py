@@ -15,11 +15,16 @@ from fsdray.errors import SettingsError
 
 @dataclass(frozen=True)
 class Death:
-    """`rank` dies `at` virtual seconds, or instead of its `request`-th request (from 1)."""
+    """`rank` dies `at` virtual seconds, or instead of its `request`-th request (from 1).
+
+    Of a rank that is started again its next death counts the requests of the next process. A
+    `zombie` is only thought to be dead, and runs on; it needs a run whose ranks are functions.
+    """
 
     rank: int
     at: float = math.inf
     request: int = 0
+    zombie: bool = False
 
     def __post_init__(self) -> None:
         if (self.at == math.inf) == (self.request == 0) or self.at < 0 or self.request < 0:

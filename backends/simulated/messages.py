@@ -73,6 +73,10 @@ class Inboxes:
                 if not reader.done():
                     reader.set_exception(_not_leased(name))
 
+    def leased(self) -> list[str]:
+        """Inboxes that nobody has given back."""
+        return list(self._inboxes)
+
     def left(self) -> dict[str, int]:
         """Messages that nobody has acknowledged, by the leased inboxes that have any."""
         counts = {

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from fsdray.backends.simulated.clock import VirtualLoop
-from fsdray.backends.simulated.faults import Faults
+from fsdray.backends.simulated.faults import Death, Faults
 from fsdray.backends.simulated.network import Latency, Network
 from fsdray.backends.simulated.trace import Detail, Event, Trace
 from fsdray.errors import PlatformError, ServiceError, SettingsError, Throttled
@@ -46,10 +46,10 @@ class Node:
 
     Parameters
     ----------
-    slow : by what it is slower than others. dies_at : the number of the request that it dies at.
+    slow : by what it is slower than others. death : which comes with one of its requests.
     """
 
-    def __init__(self, world: World, rank: int, slow: float, dies_at: int) -> None:
+    def __init__(self, world: World, rank: int, slow: float, death: Death | None) -> None:
         draw = random.Random(f"{world.seed} node {rank}")
         rate = draw.uniform(*world.network.bandwidth) / slow
         self.rank = rank
@@ -58,21 +58,21 @@ class Node:
         self.down = Line(rate)
         self.is_dead = False
         self.requests = 0
-        self._dies_at = dies_at
+        self._death = death
         self._world = world
         self._connections: list[float] = []  # when those that were used are free
 
     async def begin(self) -> None:
         """Begin a request; of a dead node none begins."""
         self.requests += 1
-        if self.requests == self._dies_at:
-            self._world.kill(self)
+        if self._death is not None and self.requests == self._death.request:
+            self._world.kill(self, zombie=self._death.zombie)
         await self.answer()
 
     async def answer(self) -> None:
         """Take an answer; of a dead node nobody does."""
         if self.is_dead:
-            await asyncio.get_running_loop().create_future()
+            await self._world.never()
 
     def connect(self, takes: float) -> float:
         """When a request that holds a connection for so long can start."""
@@ -122,7 +122,8 @@ class World:
         self.gets = Line(network.get_rate)
         self.publishes = Line(network.publish_rate)
         self._nodes: dict[int, Node] = {}
-        self._dies_at = {death.rank: death.request for death in faults.deaths if death.request}
+        self._ends: list[asyncio.Future[None]] = []  # that never come
+        self._deaths = [death for death in faults.deaths if death.request]
 
     @property
     def now(self) -> float:
@@ -131,13 +132,15 @@ class World:
     def node(self, rank: int) -> Node:
         """The node of a rank, or of the `CALLER`."""
         if rank not in self._nodes:
-            slow, dies_at = self.faults.slow.get(rank, 1.0), self._dies_at.get(rank, 0)
-            self._nodes[rank] = Node(self, rank, slow, dies_at)
+            self.renew(rank)
         return self._nodes[rank]
 
     def renew(self, rank: int) -> None:
-        """Give a rank whose node is dead another one."""
-        self._nodes[rank] = Node(self, rank, self.faults.slow.get(rank, 1.0), 0)
+        """Give a rank another node, where it has one: that is dead, or thought to be."""
+        death = next((death for death in self._deaths if death.rank == rank), None)
+        if death is not None:
+            self._deaths.remove(death)
+        self._nodes[rank] = Node(self, rank, self.faults.slow.get(rank, 1.0), death)
 
     def record(self, rank: int, what: str, **details: Detail) -> None:
         """Enter an event into the trace."""
@@ -152,12 +155,21 @@ class World:
         """Draw whether a fault happens; what never happens draws nothing."""
         return chance > 0 and self.draws.random() < chance
 
-    def kill(self, node: Node) -> None:
-        """The node dies: what it had sent is sent, and it asks for nothing more."""
+    def kill(self, node: Node, *, zombie: bool = False) -> None:
+        """The node dies: what it had sent is sent, and it asks for nothing more.
+
+        A zombie asks on, but is given up.
+        """
         if not node.is_dead:
-            node.is_dead = True
-            self.record(node.rank, "died")
+            node.is_dead = not zombie
+            self.record(node.rank, "given up" if zombie else "died")
             self.on_death(node.rank)
+
+    async def never(self) -> None:
+        """Wait for ever; who waits so is kept until the simulation is over."""
+        end = self.loop.create_future()
+        self._ends.append(end)
+        await end
 
     async def until(self, when: float) -> None:
         """Sleep until a time of the loop."""

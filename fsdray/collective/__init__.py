@@ -135,6 +135,12 @@ def enter(communicator: AsyncCommunicator | None) -> None:
     _world = communicator
 
 
+def by_chance(what: str) -> None:
+    """This rank, if any, does what would not be the same if it ran again; called on the loop."""
+    if _world is not None:
+        _world.by_chance(what)
+
+
 def _inside() -> AsyncCommunicator:
     if _world is None:
         raise CollectiveError(

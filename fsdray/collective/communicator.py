@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self, SupportsIndex, TypeVar
 from fsdray.collective import algorithms
 from fsdray.collective.algorithms import Call, Exchange
 from fsdray.collective.channels import Channel
-from fsdray.collective.endpoint import Abort, Endpoint, tell_nobody
+from fsdray.collective.endpoint import Abort, Chance, Endpoint, never_again, tell_nobody
 from fsdray.collective.envelope import UNDEFINED, is_number, rank_in
 from fsdray.collective.frames import Operation
 from fsdray.collective.mailbox import Mailbox
@@ -43,6 +43,7 @@ class AsyncCommunicator(PointToPoint):
     rank, size : this rank, and how many there are.
     deadline : the loop's time at which every wait ends with `CollectiveTimeout`.
     abort : tells all other ranks that the gang is over.
+    chance : told of what would not be the same if this rank ran again.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class AsyncCommunicator(PointToPoint):
         mailbox: Mailbox,
         deadline: float,
         abort: Abort = tell_nobody,
+        chance: Chance = never_again,
     ) -> None:
         self._farewell: Callable[[], Awaitable[None]] | None = None
-        end = Endpoint(rank, channel, mailbox, deadline, abort)
+        end = Endpoint(rank, channel, mailbox, deadline, abort, chance)
         self._begin(end, WORLD, range(size), rank)
 
     # Root gives or is given
@@ -168,51 +170,51 @@ class AsyncCommunicator(PointToPoint):
 
     def ibcast(self, obj: Any, root: int = 0) -> AsyncRequest:
         """Begin a `bcast`; like all that begin, what is given may be changed at once."""
-        return AsyncRequest(self._begun(lambda: self.bcast(obj, root)))
+        return self._request(lambda: self.bcast(obj, root))
 
     def iscatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> AsyncRequest:
         """Begin a `scatter`."""
-        return AsyncRequest(self._begun(lambda: self.scatter(sendobj, root)))
+        return self._request(lambda: self.scatter(sendobj, root))
 
     def igather(self, sendobj: Any, root: int = 0) -> AsyncRequest:
         """Begin a `gather`."""
-        return AsyncRequest(self._begun(lambda: self.gather(sendobj, root)))
+        return self._request(lambda: self.gather(sendobj, root))
 
     def ireduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> AsyncRequest:
         """Begin a `reduce`."""
-        return AsyncRequest(self._begun(lambda: self.reduce(sendobj, op, root)))
+        return self._request(lambda: self.reduce(sendobj, op, root))
 
     def iallgather(self, sendobj: Any) -> AsyncRequest:
         """Begin an `allgather`."""
-        return AsyncRequest(self._begun(lambda: self.allgather(sendobj)))
+        return self._request(lambda: self.allgather(sendobj))
 
     def ialltoall(self, sendobj: Sequence[Any]) -> AsyncRequest:
         """Begin an `alltoall`."""
-        return AsyncRequest(self._begun(lambda: self.alltoall(sendobj)))
+        return self._request(lambda: self.alltoall(sendobj))
 
     def iallreduce(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
         """Begin an `allreduce`."""
-        return AsyncRequest(self._begun(lambda: self.allreduce(sendobj, op)))
+        return self._request(lambda: self.allreduce(sendobj, op))
 
     def ireduce_scatter(self, sendobj: Sequence[Any], op: Op = SUM) -> AsyncRequest:
         """Begin a `reduce_scatter`."""
-        return AsyncRequest(self._begun(lambda: self.reduce_scatter(sendobj, op)))
+        return self._request(lambda: self.reduce_scatter(sendobj, op))
 
     def iscan(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
         """Begin a `scan`."""
-        return AsyncRequest(self._begun(lambda: self.scan(sendobj, op)))
+        return self._request(lambda: self.scan(sendobj, op))
 
     def iexscan(self, sendobj: Any, op: Op = SUM) -> AsyncRequest:
         """Begin an `exscan`."""
-        return AsyncRequest(self._begun(lambda: self.exscan(sendobj, op)))
+        return self._request(lambda: self.exscan(sendobj, op))
 
     def ibarrier(self) -> AsyncRequest:
         """Begin a `barrier`."""
-        return AsyncRequest(self._begun(self.barrier))
+        return self._request(self.barrier)
 
     def ineighbor_alltoall(self, sends: Mapping[int, Any], sources: Iterable[int]) -> AsyncRequest:
         """Begin a `neighbor_alltoall`."""
-        return AsyncRequest(self._begun(lambda: self.neighbor_alltoall(sends, sources)))
+        return self._request(lambda: self.neighbor_alltoall(sends, sources))
 
     # Other communicators
 
@@ -278,6 +280,10 @@ class AsyncCommunicator(PointToPoint):
         why = CollectiveError(f"rank {rank} called abort({errorcode})")
         await self._end.abort(why)
         raise RankFailed([rank], why)
+
+    def by_chance(self, what: str) -> None:
+        """This rank is about to do what would not be the same if it ran again."""
+        self._end.chance(what)
 
     def on_free(self, farewell: Callable[[], Awaitable[None]]) -> None:
         """Have `free` do this: how a named group's ranks part."""

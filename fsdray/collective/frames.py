@@ -40,6 +40,7 @@ class Operation(enum.IntEnum):
     EXSCAN = 13
     REDUCE_SCATTER = 14
     SPLIT = 15
+    MOVED = 32  # control, as ABORT is: a rank was started again and has another inbox
 
 
 class Codec(enum.IntEnum):
@@ -80,6 +81,7 @@ class Frame:
     part: int
     parts: int
     payload: Buffer
+    incarnation: int = 0  # how often its source was started again, modulo 256; not in the key
 
     @property
     def key(self) -> Key:
@@ -112,7 +114,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         VERSION,
         frame.operation,
         frame.codec,
-        0,
+        frame.incarnation,
         frame.epoch,
         frame.communicator,
         frame.number,
@@ -141,9 +143,8 @@ def unpack(data: Buffer) -> Frame:
     view = memoryview(data)
     if view.nbytes < _HEADER.size + _TRAILER.size:
         raise Corrupted(f"{view.nbytes} bytes are no frame")
-    magic, version, operation, codec, _, epoch, comm, number, source, tag, part, parts, n, ranks = (
-        _HEADER.unpack_from(view)
-    )
+    magic, version, operation, codec, incarnation, epoch, *key, n, ranks = _HEADER.unpack_from(view)
+    comm, number, source, tag, part, parts = key
     start = _HEADER.size + ranks * RANK_SIZE
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
@@ -163,6 +164,7 @@ def unpack(data: Buffer) -> Frame:
         part,
         parts,
         view[start : start + n],
+        incarnation,
     )
 
 

@@ -56,15 +56,23 @@ class Mailbox:
     Parameters
     ----------
     aborted : told what an abort frame says, once for each that comes; it is to call `fail`.
+    moved : told what a frame says that tells of a rank's new inbox.
     """
 
     def __init__(
-        self, epoch: bytes, rank: int, aborted: Callable[[bytes], None] = lambda _: None
+        self,
+        epoch: bytes,
+        rank: int,
+        aborted: Callable[[bytes], None] = lambda _: None,
+        moved: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._epoch = epoch
         self._rank = rank
-        self._aborted = aborted
-        self._parts: dict[Key, dict[int, Frame]] = {}
+        self._told = {Operation.ABORT: aborted, Operation.MOVED: moved}
+        # By the incarnation of their source: who started anew may cut its message elsewhere.
+        self._parts: dict[Key, dict[int, dict[int, Frame]]] = {}
+        # Of what says something of the gang itself: by who says what.
+        self._news: dict[tuple[Operation, int, int], dict[int, Buffer]] = {}
         self._letters: dict[Key, Letter] = {}
         self._taken: dict[int, set[tuple[int, int]]] = {}  # (number, source), by communicator
         self._floor: dict[int, int] = {}  # collectives before this number are over
@@ -81,13 +89,13 @@ class Mailbox:
         if frame.epoch != self._epoch or self._rank not in frame.destinations:
             self.dropped += 1
             return
-        if frame.operation == Operation.ABORT:  # it has no number: it is never one too many
-            self._aborted(bytes(frame.payload))
+        if frame.operation in self._told:  # it has no number: it is never one too many
+            self._hear(frame)
             return
         if self._is_known(key):
             self.dropped += 1
             return
-        parts = self._parts.setdefault(key, {})
+        parts = self._parts.setdefault(key, {}).setdefault(frame.incarnation, {})
         if frame.part in parts:
             self.dropped += 1
             return
@@ -95,6 +103,12 @@ class Mailbox:
         if len(parts) == frame.parts:
             del self._parts[key]
             self._complete(key, [parts[i] for i in range(frame.parts)])
+
+    def _hear(self, frame: Frame) -> None:
+        parts = self._news.setdefault((frame.operation, frame.source, frame.number), {})
+        parts[frame.part] = frame.payload
+        if len(parts) == frame.parts:
+            self._told[frame.operation](b"".join(parts[i] for i in range(frame.parts)))
 
     def keep_own(self, outgoing: Outgoing) -> None:
         """Keep what this rank sends to itself."""
@@ -116,7 +130,9 @@ class Mailbox:
         if letter is not None:
             return Called.of(letter)
         parts = self._parts.get(key)
-        return Called.of(next(iter(parts.values()))) if parts else None
+        if not parts:
+            return None
+        return Called.of(next(iter(next(iter(parts.values())).values())))
 
     def unasked(self, communicator: int, number: int) -> Key | None:
         """A message of this collective that is held, at least a part of it, and not taken."""

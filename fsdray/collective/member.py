@@ -22,6 +22,7 @@ from fsdray.collective.envelope import rank_in
 from fsdray.collective.frames import Key, Operation
 from fsdray.collective.mailbox import Called, Letter
 from fsdray.collective.parcels import Outgoing, Parcel
+from fsdray.collective.requests import AsyncRequest
 from fsdray.errors import CollectiveError, MismatchedCollective
 
 T = TypeVar("T")
@@ -98,6 +99,10 @@ class Member:
         finally:
             self._posted = None
         return self._end.begin(work, posted)
+
+    def _request(self, call: Callable[[], Awaitable[Any]]) -> AsyncRequest:
+        """Begin a collective."""
+        return AsyncRequest(self._begun(call), chance=self._end.chance)
 
     def _number(self) -> int:
         number = next(self._numbers)

@@ -62,7 +62,13 @@ class PointToPoint(Member):
         Sends that begin close to one another travel together, which bills less.
         """
         sending = self._begun(lambda: self._send(obj, dest, tag, may_linger=True))
-        return AsyncRequest(sending, None, self._end.channel.hurry, give_up=lambda: False)
+        return AsyncRequest(
+            sending,
+            None,
+            self._end.channel.hurry,
+            give_up=lambda: False,
+            chance=self._end.chance,
+        )
 
     def recv(
         self,
@@ -91,7 +97,7 @@ class PointToPoint(Member):
         status = Status()
         if source_ == PROC_NULL:
             nothing = asyncio.ensure_future(self._recv(source_, tag_, status))
-            return AsyncRequest(nothing, status, give_up=lambda: False)
+            return AsyncRequest(nothing, status, give_up=lambda: False, chance=self._end.chance)
         sends = self._end.mailbox.sends(self._id)
         posting = sends.post(source_, tag_)
         received = self._end.begin(self._take(posting, status), None)
@@ -105,7 +111,10 @@ class PointToPoint(Member):
             return True
 
         return AsyncRequest(
-            asyncio.ensure_future(_unless_cancelled(received)), status, give_up=give_up
+            asyncio.ensure_future(_unless_cancelled(received)),
+            status,
+            give_up=give_up,
+            chance=self._end.chance,
         )
 
     def sendrecv(
@@ -128,6 +137,7 @@ class PointToPoint(Member):
     ) -> Literal[True]:
         """Wait until there is a message that such a receive would take."""
         source_, tag_ = self._wanted(None, source, tag)
+        self._end.chance("probe")
         _fill(status, PROC_NULL, ANY_TAG)
         if source_ != PROC_NULL:
             self._found(await self._look(source_, tag_), status)
@@ -142,6 +152,7 @@ class PointToPoint(Member):
         no more than a `probe` does.
         """
         source_, tag_ = self._wanted(None, source, tag)
+        self._end.chance("iprobe")
         _fill(status, PROC_NULL, ANY_TAG)
         if source_ == PROC_NULL:
             return True
@@ -196,6 +207,8 @@ class PointToPoint(Member):
         check_buffer(buf, "source")
         wanted = None if is_number(tag, ANY_TAG) else tag_in(tag)
         if is_number(source, ANY_SOURCE):
+            if self.size > 1:
+                self._end.chance("a receive from ANY_SOURCE")
             return None, wanted
         if is_number(source, PROC_NULL):
             return PROC_NULL, wanted

@@ -30,7 +30,12 @@ class Outgoing:
 
 
 def frames(
-    epoch: bytes, source: int, outgoing: Outgoing, parcel: Parcel, limit: int
+    epoch: bytes,
+    source: int,
+    outgoing: Outgoing,
+    parcel: Parcel,
+    limit: int,
+    incarnation: int = 0,
 ) -> list[Frame]:
     """A parcel's frames, with at most `limit` bytes of payload in each."""
     pieces = split(parcel.payload, limit)
@@ -47,6 +52,7 @@ def frames(
             part=part,
             parts=len(pieces),
             payload=piece,
+            incarnation=incarnation,
         )
         for part, piece in enumerate(pieces)
     ]

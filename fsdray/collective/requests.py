@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 from fsdray import loop
-from fsdray.collective.endpoint import seen
+from fsdray.collective.endpoint import Chance, never_again, seen
 from fsdray.collective.envelope import UNDEFINED, Status
 from fsdray.errors import SettingsError
 
@@ -34,6 +34,7 @@ class AsyncRequest:
     status : what `work` fills in.
     hurry : what is to be done before anybody waits.
     give_up : takes back what was not begun yet and says whether it could; None where it never can.
+    chance : told of what would not be the same if its rank ran again.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class AsyncRequest:
         status: Status | None = None,
         hurry: Callable[[], None] | None = None,
         give_up: Callable[[], bool] | None = None,
+        chance: Chance = never_again,
     ) -> None:
         self._work: asyncio.Future[Any] | None = work
         work.add_done_callback(seen)
         self._status = status if status is not None else Status()
         self._hurry = hurry
         self._give_up = give_up
+        self._chance = chance
 
     async def wait(self, status: Status | None = None) -> Any:
         """Wait until it is done; what a receive took, or a collective came to."""
@@ -80,6 +83,7 @@ class AsyncRequest:
         """
         if self._give_up is None:
             raise SettingsError("a collective cannot be cancelled: the other ranks wait for it")
+        self._chance("cancel")
         if self._work is not None and not self._work.done() and self._give_up():
             self._status.cancelled = True
 
@@ -101,6 +105,7 @@ class AsyncRequest:
         requests: Sequence[AsyncRequest], status: Status | None = None
     ) -> tuple[int, Any]:
         """Wait for one; its place and its result. ``(UNDEFINED, None)`` where all are spent."""
+        _by_chance(requests, "waitany")
         await _until(requests, asyncio.FIRST_COMPLETED)
         return _any_taken(requests, status)
 
@@ -109,6 +114,7 @@ class AsyncRequest:
         requests: Sequence[AsyncRequest], statuses: list[Status] | None = None
     ) -> tuple[list[int] | None, list[Any] | None]:
         """Wait for one; the places and results of all that are done. None where all are spent."""
+        _by_chance(requests, "waitsome")
         await _until(requests, asyncio.FIRST_COMPLETED)
         return _some_taken(requests, statuses)
 
@@ -265,10 +271,18 @@ async def _until(requests: Sequence[AsyncRequest], what: str, timeout: float | N
         await asyncio.wait(work, timeout=timeout, return_when=what)
 
 
+def _by_chance(requests: Sequence[AsyncRequest], what: str) -> None:
+    """Which of several is done first is not the same each time."""
+    open_ones = [request for request in requests if request._work is not None]
+    if len(open_ones) > 1:
+        open_ones[0]._chance(what)
+
+
 async def _glance(requests: Sequence[AsyncRequest], what: str) -> bool:
     """Whether all (or, FIRST_COMPLETED, any) are done; the spent count as done."""
     open_ones = [request for request in requests if request._work is not None]
     if open_ones:
+        open_ones[0]._chance("a test of requests")
         await _until(open_ones, what, timeout=GLANCE)
     are_done = [request._is_done for request in open_ones]
     if what == asyncio.FIRST_COMPLETED:

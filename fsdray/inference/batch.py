@@ -67,6 +67,11 @@ class Answer:
         return self.statistics.rows_sent
 
     @property
+    def relaunched(self) -> int:
+        """Workers that were started again because they had died, once for each time."""
+        return int(self.receipt.requests.get("invoke", self.workers)) - self.workers
+
+    @property
     def messages_sent(self) -> int:
         """Messages that ranks sent one another, over all layers."""
         return self.statistics.messages
@@ -84,6 +89,7 @@ def run(
     record: bool = False,
     memory: int | None = None,
     timeout: float | None = None,
+    max_retries: int = 0,
     progress: Progress | None = None,
 ) -> Answer:
     """Run a batch of samples through a network, on one function or on many.
@@ -100,6 +106,8 @@ def run(
     partition : ``"hypergraph"``, ``"random"`` or ``"block"``, or one made before. seed : its seed.
     record : return every layer's activations too; for tests and debugging.
     memory, timeout : MB and seconds of each worker; by default the session's.
+    max_retries : times that each worker may be started again after it died; it catches up from what
+        the others had sent it, and the activations are the same bits.
     progress : told of the phases as they go.
 
     Raises
@@ -112,7 +120,13 @@ def run(
     matrix = _checked(samples, model)
     workers = _workers(model, workers, strategy)
     told: Progress = progress if progress is not None else Silent()
-    program = _program(world_size=workers, channel=channel, memory=memory, timeout=timeout)
+    program = _program(
+        world_size=workers,
+        channel=channel,
+        memory=memory,
+        timeout=timeout,
+        max_retries=max_retries,
+    )
     began = time.perf_counter()
     division = _divided(model, workers, partition, seed, told)
     divided = time.perf_counter()

@@ -102,6 +102,7 @@ class Run:
             "backend": self.backend,
             "strategy": answer.strategy,
             "workers": answer.workers,
+            "relaunched": answer.relaunched,
             "channel": answer.channel,
             "partition": self.partition,
             "seed": self.seed,
@@ -141,6 +142,7 @@ class Run:
         if self.partition is not None:
             rows.append(("partition", f"{self.partition}: {_sent(answer)}"))
         rows += [
+            *([("relaunched", f"{answer.relaunched} workers")] if answer.relaunched else []),
             ("seconds", _seconds(answer)),
             (
                 "rate",

@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fsdray import failure, gang, wire
+from fsdray import failure, gang, recovery, wire
 from fsdray.backends.simulated.functions import Environments
 from fsdray.backends.simulated.world import World
 from fsdray.collective.channels import Rendezvous
 from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.errors import FunctionCrashed, RankFailed
 from fsdray.gang import GangResult
+from fsdray.retries import RetryPolicy
 from fsdray.services import Backend, FunctionLimits
 from fsdray.settings import Settings
 from fsdray.wire import Call, Gang, Inline, RankReply
@@ -51,6 +52,7 @@ class Launch:
         limits = FunctionLimits(concurrency=max(2 * size, FunctionLimits().concurrency))
         self.environments = Environments(limits, self._serve)
         self._deaths: dict[int, asyncio.Future[None]] = {}
+        self._zombies: list[asyncio.Task[bytes]] = []
 
     async def run(
         self,
@@ -61,8 +63,19 @@ class Launch:
         branching: int,
         memory: int,
         timeout: float,
+        retry: RetryPolicy,
+        attempt: int,
     ) -> GangResult:
-        """Run the gang as its caller."""
+        """Run the gang, once, as its caller."""
+        spec = Gang(
+            id=meeting.gang,
+            rank=-1,
+            size=size,
+            branching=branching,
+            channel=meeting.channel,
+            inboxes=meeting.inboxes,
+            given={},
+        )
         call = Call(
             task="simulated-0",
             name=name,
@@ -74,18 +87,15 @@ class Launch:
             memory=memory,
             timeout=timeout,
             settings=Settings(branching=branching, channel=meeting.channel),
-            gang=Gang(
-                id=meeting.gang,
-                rank=-1,
-                size=size,
-                branching=branching,
-                channel=meeting.channel,
-                inboxes=meeting.inboxes,
-                given={},
-            ),
+            gang=recovery.recovering(spec) if retry.max_retries else spec,
+            attempt=attempt,
         )
         async with backend.functions.admitted(size):
-            return await gang.run(backend, call)
+            try:
+                return await recovery.run(backend, call, retry)
+            finally:
+                for zombie in self._zombies:
+                    zombie.cancel()
 
     def died(self, rank: int) -> None:
         """The environment of a rank is gone."""
@@ -100,7 +110,7 @@ class Launch:
         if number in self._world.faults.absent:
             await self._world.loop.create_future()
         world = self._world
-        if number in self._deaths and world.node(number).is_dead:
+        if number in self._deaths:
             world.renew(number)  # it is started again, in another environment
         node = world.node(number)
         death = self._deaths[number] = world.loop.create_future()
@@ -113,7 +123,9 @@ class Launch:
                 raise FunctionCrashed(f"rank {number} died, as the schedule of faults says")
             return life.result()
         finally:
-            if not life.done():  # it died, or was stopped: neither asks for anything more
+            if death.done() and not node.is_dead:
+                self._zombies.append(life)
+            elif not life.done():  # it died, or was stopped: neither asks for anything more
                 node.is_dead = True
                 life.cancel()
 

@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -28,6 +28,7 @@ from fsdray.backends.simulated import (
     VirtualLoop,
     World,
 )
+from fsdray.backends.simulated.faults import Death
 from fsdray.backends.simulated.world import CALLER
 from fsdray.collective import channels
 from fsdray.collective.channels import Rendezvous
@@ -46,6 +47,7 @@ from fsdray.errors import (
     SettingsError,
     Throttled,
 )
+from fsdray.retries import RetryPolicy
 from fsdray.services import Backend, FunctionLimits, MessageLimits, ObjectLimits
 from fsdray.settings import Settings, check_channel
 from fsdray.testing.inprocess import GANG
@@ -81,6 +83,8 @@ class Simulation(Generic[T]):
     left : messages by inbox, and objects, that nobody had taken or removed in the end; without
         faults there are none, and objects never.
     trace : every event; empty where none was wanted.
+    relaunched : ranks that died and were started again by themselves. restarted : times that the
+        whole gang was.
     """
 
     values: list[T]
@@ -90,6 +94,8 @@ class Simulation(Generic[T]):
     receipt: Receipt
     left: dict[str, int]
     trace: Trace
+    relaunched: int = 0
+    restarted: int = 0
 
     @property
     def counts(self) -> dict[str, float]:
@@ -108,6 +114,7 @@ def simulate(
     compute: ComputeModel | None = None,
     deadline: float = math.inf,
     branching: int | None = None,
+    max_retries: int = 0,
     memory: int | None = None,
     prices: Prices | str | Path | None = None,
     message_limits: MessageLimits = MessageLimits(),
@@ -135,6 +142,8 @@ def simulate(
     branching : functions that the caller, and each rank, starts itself. Where given, the gang is
         launched and supervised as a real one is, from cold functions that have `deadline` seconds
         (at most 900); otherwise all ranks start at 0.0.
+    max_retries : times that each rank may be started again after it died, as a gang's option has
+        it. Where given, ranks are functions, all of which the caller starts.
     memory : MB of each rank. Where given, the receipt has the invocations and GB-seconds too.
     prices : a price table, or the path of one; by default the packaged one.
     trace : whether to keep the events: about a quarter of a kilobyte each.
@@ -155,6 +164,8 @@ def simulate(
     _check_no_loop()
     if branching is not None and branching < 1:
         raise SettingsError(f"branching={branching}: a rank that starts others starts at least 1")
+    if max_retries and branching is None:
+        branching = world_size
     table = prices if isinstance(prices, Prices) else load_prices(prices)
     meter = Meter()
     events = Trace()
@@ -167,7 +178,8 @@ def simulate(
         if branching is None:
             await run.at_once(program, args)
         else:
-            await run.as_tree(program, args, branching, memory or Settings().memory)
+            retry = RetryPolicy(max_retries)
+            await run.as_tree(program, args, branching, memory or Settings().memory, retry)
         return run
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -186,6 +198,8 @@ def simulate(
         Receipt(meter.counts(), table),
         run.left,
         events,
+        run.relaunched,
+        run.restarted,
     )
 
 
@@ -238,6 +252,7 @@ class _Run:
         self.values: dict[int, Any] = {}
         self.errors: dict[int, BaseException] = {}
         self.left: dict[str, int] = {}
+        self.relaunched = self.restarted = 0
         self._over: asyncio.Future[None] = world.loop.create_future()
         self._running = 0
         self._is_broken = False
@@ -280,12 +295,18 @@ class _Run:
         await self._clear([key for rank in ranks for key in rank.written], self._is_broken)
 
     async def as_tree(
-        self, program: Program[Any], args: Sequence[Any], branching: int, memory: int
+        self,
+        program: Program[Any],
+        args: Sequence[Any],
+        branching: int,
+        memory: int,
+        retry: RetryPolicy,
     ) -> None:
         """Launch the ranks as functions, which start one another, and clean up behind them."""
 
         async def member(number: int, communicator: AsyncCommunicator) -> Outcome:
             worker = self.ranks[number] = Worker(self.world, number)
+            self.errors.pop(number, None)  # of one that had died
             return await worker.run(self, program(communicator, *args))
 
         world = self.world
@@ -300,7 +321,21 @@ class _Run:
         timeout = min(self.deadline, FunctionLimits().timeout)
         name = getattr(program, "__name__", "program")
         caller = self.services(CALLER)
-        result = await launch.run(caller, name, self.meeting, self.size, branching, memory, timeout)
+        attempt = 1
+        while True:
+            result = await launch.run(
+                caller, name, self.meeting, self.size, branching, memory, timeout, retry, attempt
+            )
+            self.relaunched += result.lost
+            if result.anew is None:
+                break
+            attempt = result.anew
+            self.restarted += 1
+            await channels.clear(caller, self.meeting, [], is_broken=True)
+            place = await channels.prepare(caller, self.meeting.channel, self.size)
+            # An id that is the same each time, as is the first.
+            self.meeting = replace(place, gang=f"{self.restarted:032x}")
+        world.on_death = lambda number: None  # who has replied may die
         for number in self.values:  # it may have died before, and been started again
             self.errors.pop(number, None)
         if result.broken is not None:
@@ -310,7 +345,10 @@ class _Run:
                     own = failed.cause if number in failed.ranks else None
                     self.errors.setdefault(number, own or failed)
         written = [key for reply in result.ranks.values() for key in reply.written]
-        await self._clear(written, result.broken is not None)
+        if retry.max_retries:
+            self.meeting = replace(self.meeting, recovers=True)
+        is_broken = result.broken is not None or result.lost > 0
+        await self._clear([*written, *result.written], is_broken)
 
     def ended(self) -> None:
         """A rank returned, raised or died."""
@@ -341,15 +379,16 @@ class _Run:
     def _schedule_deaths(self) -> None:
         for death in self.world.faults.deaths:
             if death.at < math.inf and 0 <= death.rank < self.size:
-                self.world.loop.call_at(death.at, self._kill, death.rank)
+                self.world.loop.call_at(death.at, self._kill, death)
 
-    def _kill(self, number: int) -> None:
-        self.world.kill(self.world.node(number))
+    def _kill(self, death: Death) -> None:
+        self.world.kill(self.world.node(death.rank), zombie=death.zombie)
 
     async def _clear(self, written: Sequence[str], is_broken: bool) -> None:
         self.left = self._inboxes.left()
         await channels.clear(self.services(CALLER), self.meeting, written, is_broken)
         self.left |= dict.fromkeys(self._store.keys(), 1)
+        self.left |= {f"{name}, still leased": 1 for name in self._inboxes.leased()}
 
     def _takes(self, function: Callable[..., Any], args: tuple[Any, ...]) -> float:
         rank = _here.get()

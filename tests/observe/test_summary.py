@@ -36,6 +36,7 @@ def answer(**changes: Any) -> Any:
         "bytes_sent": 1_234_567,
         "receipt": Receipt(COUNTS, load_prices()),
         "rank_receipts": (Receipt({"publish": 120}, load_prices()),) * 8,
+        "relaunched": 0,
     }
     return SimpleNamespace(**fields | changes)
 

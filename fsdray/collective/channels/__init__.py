@@ -8,13 +8,15 @@ here with a `Channel` and name it in `open_channel`, `prepare`, `announce` and `
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
 from fsdray.collective.channels.object import SendsNothing
+from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
@@ -56,6 +58,10 @@ class Channel(Protocol):
         """Wait until something new has come for one of `keys`, none of which is held yet."""
         ...
 
+    def move(self, rank: int, incarnation: int, inbox: str) -> None:
+        """A rank was started again, for the `incarnation`-th time, and has another inbox."""
+        ...
+
     async def close(self) -> None:
         """Finish what is under way, such as acknowledgements."""
         ...
@@ -63,15 +69,28 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the ranks of one gang meet: its id (32 hex digits, new for each gang) and inboxes."""
+    """Where the ranks of one gang meet: its id (32 hex digits, new for each gang) and inboxes.
+
+    `moved` says how often ranks were started again, of those that were: each has an inbox that
+    was leased by itself. `recovers` says whether any may be.
+    """
 
     gang: str
     channel: str
     inboxes: tuple[str, ...]
+    moved: Mapping[int, int] = field(default_factory=dict)
+    recovers: bool = False
 
     @property
     def epoch(self) -> bytes:
         return bytes.fromhex(self.gang)
+
+    def with_moved(self, rank: int, incarnation: int, inbox: str | None) -> Rendezvous:
+        """The same, with another inbox of a rank where the channel has any."""
+        inboxes = list(self.inboxes)
+        if inbox is not None:
+            inboxes[rank] = inbox
+        return replace(self, inboxes=tuple(inboxes), moved={**self.moved, rank: incarnation})
 
 
 async def prepare(backend: Backend, channel: str, size: int) -> Rendezvous:
@@ -81,12 +100,23 @@ async def prepare(backend: Backend, channel: str, size: int) -> Rendezvous:
 
 
 def open_channel(
-    backend: Backend, rendezvous: Rendezvous, rank: int, size: int, mailbox: Mailbox
+    backend: Backend,
+    rendezvous: Rendezvous,
+    rank: int,
+    size: int,
+    mailbox: Mailbox,
+    log: SendLog | None = None,
 ) -> Channel:
-    """The channel of one rank."""
+    """The channel of one rank; `log` is to keep what it sends, where objects do not."""
     if rendezvous.channel == "queue":
         return queue_channel.QueueChannel(
-            backend.messages, rendezvous.epoch, rank, rendezvous.inboxes, mailbox
+            backend.messages,
+            rendezvous.epoch,
+            rank,
+            rendezvous.inboxes,
+            mailbox,
+            rendezvous.moved,
+            log,
         )
     return object_channel.ObjectChannel(
         backend.objects, rendezvous.gang, rendezvous.epoch, rank, size, mailbox
@@ -100,24 +130,30 @@ async def announce(
 
     Returns the objects that this wrote, for `clear`.
     """
-    frame = Frame(
-        epoch=rendezvous.epoch,
-        operation=Operation.ABORT,
-        codec=Codec.RAW,
-        communicator=0,
-        number=0,
-        source=source,
-        destinations=tuple(range(size)),
-        tag=0,
-        part=0,
-        parts=1,
-        payload=why,
-    )
+    frame = _control(rendezvous, Operation.ABORT, source, range(size), why)
     if rendezvous.channel == "queue":
-        await queue_channel.announce(backend.messages, rendezvous.inboxes, frame)
+        inboxes = rendezvous.inboxes
+        await queue_channel.announce(
+            backend.messages, inboxes, rendezvous.moved, frame, range(len(inboxes))
+        )
         return []
     await object_channel.announce(backend.objects, rendezvous.gang, frame)
     return [object_channel.abort_key(rendezvous.gang)]
+
+
+async def tell_moved(
+    backend: Backend, rendezvous: Rendezvous, rank: int, ranks: Sequence[int], what: bytes
+) -> None:
+    """Tell `ranks` that `rank` has another inbox; `what` goes to their mailboxes as it is."""
+    frame = _control(rendezvous, Operation.MOVED, rank, ranks, what)
+    await queue_channel.announce(
+        backend.messages, rendezvous.inboxes, rendezvous.moved, frame, ranks
+    )
+
+
+async def send_again(backend: Backend, bodies: Sequence[bytes], inbox: str) -> None:
+    """Send frames of a log to one inbox."""
+    await queue_channel.send(backend.messages, bodies, inbox)
 
 
 async def clear(
@@ -125,13 +161,38 @@ async def clear(
 ) -> None:
     """Leave nothing of a gang behind: its inboxes, and the objects that its ranks wrote.
 
-    Only a broken gang's objects are looked for by listing, which is billed: its dead ranks cannot
-    say what they wrote.
+    Only the objects of a gang that lost ranks (`is_broken`) are looked for by listing, which is
+    billed: its dead ranks cannot say what they wrote.
     """
     if rendezvous.channel == "queue":
         await backend.messages.release(rendezvous.inboxes)
-    elif is_broken:
+        if not rendezvous.recovers:
+            return
+    if is_broken:
         prefix = object_channel.prefix(rendezvous.gang)
         await backend.objects.delete(await backend.objects.list(prefix))
     elif written:
         await backend.objects.delete(written)
+
+
+def log_prefix(rendezvous: Rendezvous, rank: int, incarnation: int) -> str:
+    """Where the objects lie that are too much of a send log for a rank's memory."""
+    return f"{object_channel.prefix(rendezvous.gang)}log/{rank}-{incarnation}-"
+
+
+def _control(
+    rendezvous: Rendezvous, operation: Operation, source: int, ranks: Sequence[int], payload: bytes
+) -> Frame:
+    return Frame(
+        epoch=rendezvous.epoch,
+        operation=operation,
+        codec=Codec.RAW,
+        communicator=0,
+        number=zlib.crc32(payload),  # parts of two announcements of one rank do not mix
+        source=source,
+        destinations=tuple(ranks),
+        tag=0,
+        part=0,
+        parts=1,
+        payload=payload,
+    )

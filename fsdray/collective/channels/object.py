@@ -92,12 +92,16 @@ class ObjectChannel:
         )
         where = self._path(key, first)
         data = combine(self._epoch, self._rank, outgoing)
+        # Noted first: a put that is given up may have been done.
+        self.written.append(where)
         # A twin's object is the same object: who comes second finds it written.
         await self._objects.put(where, data, if_absent=True)
-        self.written.append(where)
 
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
+
+    def move(self, rank: int, incarnation: int, inbox: str) -> None:
+        """Objects stay where they are until the gang has ended: there is nothing to do."""
 
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()

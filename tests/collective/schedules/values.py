@@ -33,7 +33,7 @@ def make(kind: str, size: int, shared: Any, own: Any) -> Any:
         case "float":
             return draw.choice([draw.random(), -0.0, float("inf"), 1e-310])
         case "text":
-            return "".join(draw.choices("abcdé€", k=size // 2))
+            return draw.randbytes(size // 2).decode("latin-1")
         case "bytes":
             return _noise(draw, size)
         case "bytearray":
@@ -52,7 +52,7 @@ def make(kind: str, size: int, shared: Any, own: Any) -> Any:
         case "small":
             return draw.randrange(-5, 12)
         case "letters":
-            return "".join(draw.choices("abcdefgh", k=size // 2)) + "|"
+            return draw.randbytes(size // 4).hex() + "|"
         case "pair":
             return (draw.randrange(4), draw.randrange(10))
         case "matrix":
@@ -172,38 +172,77 @@ def product(left: Any, right: Any) -> Any:
     return left @ right
 
 
-OWN: dict[str, Op] = {
-    f.__name__: f for f in (joined, minus, in_place, turned, product)
-}
+OWN: dict[str, Op] = {f.__name__: f for f in (joined, minus, in_place, turned, product)}
 """Operations that the programs bring themselves."""
 
 REDUCED: dict[str, tuple[str, ...]] = {
-    "small": tuple("SUM PROD MAX MIN LAND LOR LXOR BAND BOR BXOR minus in_place".split()),
+    "small": (
+        "SUM",
+        "PROD",
+        "MAX",
+        "MIN",
+        "LAND",
+        "LOR",
+        "LXOR",
+        "BAND",
+        "BOR",
+        "BXOR",
+        "minus",
+        "in_place",
+    ),
     "letters": ("SUM", "joined", "in_place", "MAX"),
     "pair": ("MAXLOC", "MINLOC", "MAX"),
     "matrix": ("product", "SUM"),
-    "ints": tuple("SUM PROD MAX MIN BAND BOR BXOR LAND LXOR in_place turned minus".split()),
-    "bytes array": tuple("SUM PROD MAX MIN BAND BOR BXOR LOR in_place turned".split()),
-    "floats": tuple("SUM PROD MAX MIN in_place turned minus".split()),
+    "ints": (
+        "SUM",
+        "PROD",
+        "MAX",
+        "MIN",
+        "BAND",
+        "BOR",
+        "BXOR",
+        "LAND",
+        "LXOR",
+        "in_place",
+        "turned",
+        "minus",
+    ),
+    "bytes array": (
+        "SUM",
+        "PROD",
+        "MAX",
+        "MIN",
+        "BAND",
+        "BOR",
+        "BXOR",
+        "LOR",
+        "in_place",
+        "turned",
+    ),
+    "floats": ("SUM", "PROD", "MAX", "MIN", "in_place", "turned", "minus"),
 }
 """Which operations reduce which kinds."""
 
 
+def _is_array(left: Any, right: Any) -> bool:
+    return isinstance(left, np.ndarray | np.generic) or isinstance(right, np.ndarray)
+
+
 def _max(left: Any, right: Any) -> Any:
-    if isinstance(left, np.ndarray):
+    if _is_array(left, right):
         return np.maximum(left, right)
     return max(left, right)
 
 
 def _min(left: Any, right: Any) -> Any:
-    if isinstance(left, np.ndarray):
+    if _is_array(left, right):
         return np.minimum(left, right)
     return min(left, right)
 
 
 def _logical(name: str, plain: Op) -> Op:
     def op(left: Any, right: Any) -> Any:
-        if isinstance(left, np.ndarray):
+        if _is_array(left, right):
             return getattr(np, f"logical_{name}")(left, right)
         return plain(bool(left), bool(right))
 
