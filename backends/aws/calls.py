@@ -15,10 +15,10 @@ from typing import Any
 
 from fsdray.errors import (
     EnvironmentMismatch,
+    FsdrayError,
     FunctionCrashed,
     FunctionTimeout,
     OutOfMemory,
-    PlatformError,
     ServiceError,
 )
 from fsdray.services import Buffer
@@ -95,11 +95,8 @@ class Answer:
     reply: Buffer
     printed: Lines
 
-    def dump(self) -> bytes:
-        return _with_payload({"o": self.printed} if self.printed else {}, self.reply)
-
     def parsed(self) -> dict[str, Any]:
-        """What `dump` writes, for Lambda's runtime to write."""
+        """As JSON, for Lambda's runtime to write; `load` reads it."""
         told: dict[str, Any] = {"o": self.printed} if self.printed else {}
         told["p"] = binascii.b2a_base64(self.reply, newline=False).decode("ascii")
         return told
@@ -174,7 +171,7 @@ def read_log(encoded: str | None) -> Told:
 
 def failure_of(
     error: bytes, log: Told, *, name: str, memory: int, timeout: float, seconds: float
-) -> PlatformError:
+) -> FsdrayError:
     """The error of a call that did not reply, from what Lambda answered.
 
     Parameters
@@ -207,6 +204,8 @@ def failure_of(
             "with the option timeout=SECONDS",
             log.lines,
         )
+    if kind == "EnvironmentMismatch":
+        return EnvironmentMismatch(message)
     if kind == "Function.ResponseSizeTooLarge":
         return FunctionCrashed(
             f"{name} replied with more than a function may send back ({message}): lower the "
@@ -246,10 +245,7 @@ def shown(printed: Sequence[tuple[str, str]]) -> list[str]:
 def _with_payload(told: dict[str, Any], payload: Buffer) -> bytes:
     # The payload may be megabytes: put in by hand, it is not looked at for what to escape.
     head = json.dumps(told, separators=(",", ":"))[:-1]
-    comma = "," if told else ""
-    return b"".join(
-        (f'{head}{comma}"p":"'.encode(), binascii.b2a_base64(payload, newline=False), b'"}')
-    )
+    return b"".join((f'{head},"p":"'.encode(), binascii.b2a_base64(payload, newline=False), b'"}'))
 
 
 def _bytes(encoded: str) -> bytes:
