@@ -170,14 +170,22 @@ def read_log(encoded: str | None) -> Told:
 
 
 def failure_of(
-    error: bytes, log: Told, *, name: str, memory: int, timeout: float, seconds: float
+    error: bytes,
+    log: Told,
+    *,
+    name: str,
+    memory: int,
+    given: int,
+    timeout: float,
+    seconds: float,
 ) -> FsdrayError:
     """The error of a call that did not reply, from what Lambda answered.
 
     Parameters
     ----------
     error : the answer's body. name : the call's, for people.
-    memory, timeout : the limits it had, in MB and seconds. seconds : that it took.
+    memory, given, timeout : what it asked for and what it had, in MB, and its seconds.
+    seconds : that it took.
     """
     try:
         told = json.loads(error)
@@ -187,9 +195,10 @@ def failure_of(
     status = re.search(r"exit status (\d+)", message)
     code = int(status[1]) if status else None
     if kind == "Runtime.OutOfMemory" or ("signal: killed" in message and not log.had_memory):
+        more = "" if given == memory else f", and of the {given} MB that its function has"
         return OutOfMemory(
-            f"{name} used more than its memory of {memory} MB, and was stopped; give it more "
-            "with the option memory=MB",
+            f"{name} used more than its memory of {memory} MB{more}, and was stopped; give it "
+            f"more than {given} MB with the option memory=MB",
             log.lines,
         )
     if (

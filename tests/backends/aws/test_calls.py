@@ -138,6 +138,7 @@ def test_how_a_call_failed_is_its_error(
         calls.read_log(encoded(START + own_line("said") + log)),
         name="work",
         memory=512,
+        given=512,
         timeout=30,
         seconds=seconds,
     )
@@ -147,7 +148,9 @@ def test_how_a_call_failed_is_its_error(
 
 
 def test_an_answer_that_is_no_error_of_lambdas_is_shown() -> None:
-    found = calls.failure_of(b"<html>", Told([]), name="work", memory=1, timeout=1, seconds=1)
+    found = calls.failure_of(
+        b"<html>", Told([]), name="work", memory=1, given=1, timeout=1, seconds=1
+    )
     assert "<html>" in str(found)
 
 
