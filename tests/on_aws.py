@@ -43,7 +43,7 @@ FILES = (
 )
 """Files and directories, below ``tests``, that know a session and no backend. Not among them:
 ``test_output``, ``test_first_minutes`` (they wait for output that on AWS comes with the reply),
-``test_many`` (thousands of calls and kills), ``test_idle`` (CPU time of this machine's processes)."""
+``test_many`` (thousands of calls and kills), ``test_idle`` (CPU time of local processes)."""
 
 SLOTS = 200
 _SECONDS = 20.0  # that what was told to stop may take

@@ -16,7 +16,6 @@ import pytest
 
 import fsdray as fsd
 from fsdray.errors import (
-from tests import on_aws
     FunctionCrashed,
     FunctionTimeout,
     GetTimeout,
@@ -26,6 +25,7 @@ from tests import on_aws
     SettingsError,
     TaskError,
 )
+from tests import on_aws
 
 pytestmark = pytest.mark.usefixtures("session")
 
