@@ -112,6 +112,7 @@ class AwsFunctions:
         self._running: dict[str, asyncio.Task[bytes]] = {}
         self._cancelled: set[str] = set()  # of those
         self._telling: set[asyncio.Task[None]] = set()
+        self._clearing: set[asyncio.Task[None]] = set()
         self._paused: set[str] = set()  # that were refused, and not sent again yet
         self.limits = limits
 
@@ -183,10 +184,10 @@ class AwsFunctions:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=patience)
         left = list(self._running.values())
-        for running in left:
-            running.cancel()
-        if left:
-            await asyncio.wait(left)
+        for task in (*left, *self._clearing):
+            task.cancel()
+        if left or self._clearing:
+            await asyncio.wait((*left, *self._clearing))
         return not left
 
     def _forget(self, call: str) -> None:
@@ -201,17 +202,25 @@ class AwsFunctions:
             running.cancel()
             return
         running.add_done_callback(lambda task: task.cancelled() or task.exception())
-        telling = asyncio.create_task(self._stop(call, running, at_once))
+        telling = asyncio.create_task(self._mark(call, running, at_once))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
         telling.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _stop(self, call: str, running: asyncio.Task[bytes], at_once: bool) -> None:
+    async def _mark(self, call: str, running: asyncio.Task[bytes], at_once: bool) -> None:
         if not at_once:
             # It does not look before; most have ended by then.
             await asyncio.wait({running}, timeout=LOOK / 2)
         if not running.done():
             await self._objects.put(cancel_key(call), b"")
+            clearing = asyncio.create_task(self._unmark(call, running))
+            self._clearing.add(clearing)
+            clearing.add_done_callback(self._clearing.discard)
+            clearing.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _unmark(self, call: str, running: asyncio.Task[bytes]) -> None:
+        await asyncio.wait({running})
+        await self._objects.delete([cancel_key(call)])
 
     async def _run(
         self, call: str, function: str, event: bytes, memory: int, timeout: float, label: str
