@@ -413,8 +413,7 @@ class TestTasks:
     def test_a_name_that_a_module_lacks_is_told_with_the_modules_file(self) -> None:
         @fsd.remote
         def missing() -> None:
-            from tests import on_aws
-from tests.conftest import nothing  # type: ignore[attr-defined]  # noqa: F401
+            from tests.conftest import nothing  # type: ignore[attr-defined]  # noqa: F401
 
         with pytest.raises(ImportError) as raised:
             fsd.get(missing.remote())
