@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 
 from fsdray import session
+from fsdray.services import Backend
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class RuntimeContext:
     task_id, task_name : the task's. attempt : 1 for the first.
     rank, world_size : of a gang's rank; None in a task on its own.
     backend : the platform's name.
+    run : the session's id where the platform keeps logs (``fsdray logs RUN`` shows them).
     """
 
     backend: str
@@ -26,6 +28,7 @@ class RuntimeContext:
     attempt: int | None = None
     rank: int | None = None
     world_size: int | None = None
+    run: str | None = None
 
     def get_task_id(self) -> str | None:
         """`task_id`, under Ray's name."""
@@ -56,7 +59,14 @@ def get_runtime_context() -> RuntimeContext:
     """Who runs this: the task (and rank) inside one, the driver outside."""
     if _task is not None:
         return _task
-    return RuntimeContext(session.current().backend.name)
+    backend = session.current().backend
+    return RuntimeContext(backend.name, run=run_of(backend))
+
+
+def run_of(backend: Backend) -> str | None:
+    """The id by which the platform knows the session; None where it keeps nothing of sessions."""
+    run = getattr(backend, "session", None)
+    return run if isinstance(run, str) else None
 
 
 def enter(task: RuntimeContext | None) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from fsdray import context, failure, loop, session
+from fsdray import collective, context, failure, loop, session
 from fsdray.collective import channels, plain
 from fsdray.collective.channels import Channel, Rendezvous
 from fsdray.collective.combined import path
@@ -388,6 +388,7 @@ def init_group(
     medium = here.medium(here.settings.memory)
 
     async def join() -> NamedGroup:
+        collective.by_chance("init_group")  # what a rank that ran before had told it is gone
         group = NamedGroup(here.backend, name, rank, terms, limit, who, medium)
         await group.join()
         return group

@@ -108,6 +108,7 @@ def _execute(here: Session, call: Call, meter: Meter, rank: gang.Rank | None = N
             attempt=call.attempt,
             rank=None if call.gang is None else call.gang.rank,
             world_size=None if call.gang is None else call.gang.size,
+            run=context.run_of(here.backend),
         )
     )
     around = environment.current().entered(call.environment, partial(_bundle, here))

@@ -44,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if on_aws.runs(item)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _platform() -> Iterator[None]:
+    """What sessions need to be there, for as long as there are tests."""
+    if on_aws.is_chosen():
+        with on_aws.platform():
+            yield
+    else:
+        yield
+
+
 def processes() -> set[int]:
     """Processes of this test run that descend from this one, zombies aside."""
     parents: dict[int, int] = {}

@@ -1,9 +1,18 @@
 """The suite on AWS's services, as an emulator on this machine serves them (``--backend aws``).
 
-What runs there: the tests of the public API (`FILES`), without those marked ``local_only``.
+What runs there: the tests of the public API (`FILES`), without those marked ``local_only``. One
+emulator with one deployed stack serves them all; where ``AWS_ENDPOINT_URL`` is set already, as by
+``fsdray emulate`` in another terminal, that one does.
 """
 
 from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -37,6 +46,9 @@ FILES = (
 )
 """Files and directories, below ``tests``, that know a session and no backend."""
 
+SLOTS = 200
+_SECONDS = 20.0  # that what was told to stop may take
+
 _is_chosen = False
 
 
@@ -58,5 +70,41 @@ def runs(item: pytest.Item) -> bool:
     return is_public and item.get_closest_marker("local_only") is None
 
 
+@contextmanager
+def platform() -> Iterator[None]:
+    """A stack on an emulator, which sessions of these tests find; at the end both are gone."""
+    os.environ["FSDRAY_BACKEND"] = "aws"
+    if "AWS_ENDPOINT_URL" in os.environ:
+        yield
+        return
+    yield
+
+
 def check_nothing_left() -> None:
     """Fail if sessions left anything on the platform."""
+    import boto3
+
+    from fsdray.backends.aws.stack import read_stack
+    from fsdray.settings import resolve
+
+    stack = read_stack(resolve({}))
+    s3 = boto3.client("s3")
+
+    def objects() -> list[str]:
+        listed = s3.list_objects_v2(Bucket=stack.bucket, Prefix="runs/").get("Contents", [])
+        return [each["Key"] for each in listed]
+
+    def holds() -> dict[str, Any]:
+        try:
+            pool = s3.get_object(Bucket=stack.bucket, Key="pool.json")["Body"].read()
+        except s3.exceptions.NoSuchKey:
+            return {}
+        found = json.loads(pool)["holds"]
+        assert isinstance(found, dict)
+        return found
+
+    assert not holds(), "slots are still leased"
+    deadline = time.monotonic() + _SECONDS
+    while objects() and time.monotonic() < deadline:  # a call that was cancelled may write one yet
+        time.sleep(0.2)
+    assert not objects(), "objects were left over"

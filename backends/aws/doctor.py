@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsdray._version import __version__
-from fsdray.backends.aws import border, orphans, policies
+from fsdray.backends.aws import border, orphans, policies, pool
 from fsdray.backends.aws.stack import Stack, read_stack
 from fsdray.errors import FsdrayError
 from fsdray.settings import Settings
@@ -113,6 +113,7 @@ def examine(patient: Patient, is_to_fix: bool = False) -> Iterator[Finding]:
         ("slots", slots, True),
         ("quota", quota, True),
         ("permissions", permissions, True),
+        ("leases", leases, True),
         ("leftovers", leftovers, True),
     ]
     for name, look, needs_account in looks:
@@ -316,6 +317,36 @@ def permissions(patient: Patient) -> Iterator[Finding]:
         yield error("permissions", "not allowed: " + ", ".join(denied), fix)
     else:
         yield ok("permissions", f"all {number} actions of a session are allowed")
+
+
+def leases(patient: Patient) -> Iterator[Finding]:
+    """Who holds slots, and what a session that was killed still seems to hold."""
+    if patient.stack is None:
+        return
+    client = patient.connect("s3")
+    with border.crossing(f"reading {pool.KEY}"):
+        try:
+            told = client.get_object(Bucket=patient.stack.bucket, Key=pool.KEY)
+        except client.exceptions.NoSuchKey:
+            yield ok("leases", "none yet")
+            return
+        text = told["Body"].read()
+    now = told["ResponseMetadata"]["HTTPHeaders"]["date"]
+    moment = email.utils.parsedate_to_datetime(now).timestamp()
+    held = pool.parse(text)
+    over = {name for name, hold in held.holds.items() if hold.until <= moment}
+    if over:
+        who = ", ".join(f"{len(held.holds[name].slots)} by {held.holds[name].who}" for name in over)
+        yield ok("leases", f"{who}: not renewed, so whoever needs slots takes these")
+    current = {name: hold for name, hold in held.holds.items() if name not in over}
+    free = patient.stack.slots - len(pool.expire(held, moment).taken())
+    who = ", ".join(f"{len(hold.slots)} by {hold.who}" for hold in current.values())
+    text = f"{who or 'no slot is held'}; {free} of {patient.stack.slots} free"
+    if free == 0:
+        fix = f"wait, or `fsdray deploy --slots {2 * patient.stack.slots}`"
+        yield warning("leases", f"{text}: no gang can start", fix)
+    else:
+        yield ok("leases", text)
 
 
 def leftovers(patient: Patient) -> Iterator[Finding]:

@@ -135,6 +135,12 @@ def enter(communicator: AsyncCommunicator | None) -> None:
     _world = communicator
 
 
+def by_chance(what: str) -> None:
+    """A rank is about to do what would not be the same if it ran again; to be called on the loop."""
+    if _world is not None:
+        _world.by_chance(what)
+
+
 def _inside() -> AsyncCommunicator:
     if _world is None:
         raise CollectiveError(

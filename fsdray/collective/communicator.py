@@ -281,6 +281,10 @@ class AsyncCommunicator(PointToPoint):
         await self._end.abort(why)
         raise RankFailed([rank], why)
 
+    def by_chance(self, what: str) -> None:
+        """This rank is about to do what would not be the same if it ran again."""
+        self._end.chance(what)
+
     def on_free(self, farewell: Callable[[], Awaitable[None]]) -> None:
         """Have `free` do this: how a named group's ranks part."""
         self._farewell = farewell

@@ -77,6 +77,8 @@ class Mailbox:
         self._told = {Operation.ABORT: aborted, Operation.MOVED: moved}
         # By the incarnation of their source: who started anew may cut its message elsewhere.
         self._parts: dict[Key, dict[int, dict[int, Frame]]] = {}
+        # Of what says something of the gang itself: by who says what.
+        self._news: dict[tuple[Operation, int, int], dict[int, Buffer]] = {}
         self._letters: dict[Key, Letter] = {}
         self._taken: dict[int, set[tuple[int, int]]] = {}  # (number, source), by communicator
         self._floor: dict[int, int] = {}  # collectives before this number are over
@@ -94,7 +96,7 @@ class Mailbox:
             self.dropped += 1
             return
         if frame.operation in self._told:  # it has no number: it is never one too many
-            self._told[frame.operation](bytes(frame.payload))
+            self._hear(frame)
             return
         if self._is_known(key):
             self.dropped += 1
@@ -122,6 +124,12 @@ class Mailbox:
     def knows(self, key: Key) -> bool:
         """Whether a message is there, was there, or is wanted no more."""
         return self._is_known(key)
+
+    def _hear(self, frame: Frame) -> None:
+        parts = self._news.setdefault((frame.operation, frame.source, frame.number), {})
+        parts[frame.part] = frame.payload
+        if len(parts) == frame.parts:
+            self._told[frame.operation](b"".join(parts[i] for i in range(frame.parts)))
 
     def keep_own(self, outgoing: Outgoing) -> None:
         """Keep what this rank sends to itself."""

@@ -313,6 +313,7 @@ class _Run:
 
         async def member(number: int, communicator: AsyncCommunicator) -> Outcome:
             worker = self.ranks[number] = Worker(self.world, number)
+            self.errors.pop(number, None)  # of one that had died
             return await worker.run(self, program(communicator, *args))
 
         world = self.world

@@ -377,6 +377,26 @@ def test_received_arrays_are_aligned_for_fast_loads(channel: str, count: int) ->
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
+def test_the_reason_of_an_abort_may_be_longer_than_a_message(channel: str) -> None:
+    why = bytes(noise(5000))
+
+    async def wait() -> None:
+        heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        meeting = await meet(here, channel, 3)
+        mailbox = Mailbox(meeting.epoch, 1, heard.set_result)
+        channel_1 = channels.open_channel(here, meeting, 1, 3, mailbox)  # type: ignore[arg-type]
+        await channels.announce(here, meeting, 0, 3, why)  # type: ignore[arg-type]
+        waiting = asyncio.create_task(channel_1.collect([key(0, 2)]))
+        async with asyncio.timeout(10):
+            assert await heard == why
+        waiting.cancel()
+        await channel_1.close()
+
+    with services(MessageLimits(message=1000, batch=1000)) as here:
+        asyncio.run(wait())
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_an_abort_ends_the_wait_of_those_who_wait(channel: str) -> None:
     async def wait() -> None:
         meeting = await meet(here, channel, 3)

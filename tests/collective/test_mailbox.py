@@ -325,3 +325,12 @@ def test_an_abort_is_heard_at_any_time_unless_it_is_another_gangs() -> None:
     mailbox.close_below(0, 10)
     mailbox.deposit(frame(b"late", operation=Operation.ABORT, source=5))
     assert heard == [b"early", b"late"]
+
+
+def test_an_abort_may_come_in_parts_beside_another() -> None:
+    heard: list[bytes] = []
+    mailbox = Mailbox(EPOCH, RANK, heard.append)
+    long = message(3, operation=Operation.ABORT, number=77)
+    for each in (long[2], frame(b"short", operation=Operation.ABORT), long[0], long[2], long[1]):
+        mailbox.deposit(each)
+    assert heard == [b"short", whole(long)]

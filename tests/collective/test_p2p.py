@@ -128,6 +128,17 @@ def test_get_status_leaves_the_result_and_free_forgets_the_request(channel: str)
 
 
 @on_both_channels
+def test_a_receive_that_is_cancelled_at_once_takes_nothing(channel: str) -> None:
+    async def program(comm: AsyncCommunicator) -> Any:
+        given_up = comm.irecv(source=comm.rank)
+        given_up.cancel()
+        await comm.send("kept", comm.rank)
+        return await comm.recv(), await given_up.wait()
+
+    assert run(channel, 2, program) == [("kept", None)] * 2
+
+
+@on_both_channels
 def test_a_cancelled_receive_leaves_its_message_to_the_next(channel: str) -> None:
     async def program(comm: AsyncCommunicator) -> Any:
         if comm.rank == 1:

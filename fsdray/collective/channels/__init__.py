@@ -10,6 +10,7 @@ the way that suits it. To add a channel, add a module here with a `Channel` and 
 from __future__ import annotations
 
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -17,8 +18,8 @@ from typing import Protocol
 from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
 from fsdray.collective.channels.auto import AutoChannel
-from fsdray.collective.combined import SendsNothing, Span, prefix
 from fsdray.collective.channels.sendlog import SendLog
+from fsdray.collective.combined import SendsNothing, Span, prefix
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
@@ -222,7 +223,7 @@ def _control(
         operation=operation,
         codec=Codec.RAW,
         communicator=0,
-        number=0,
+        number=zlib.crc32(payload),  # parts of two announcements of one rank do not mix
         source=source,
         destinations=tuple(ranks),
         tag=0,

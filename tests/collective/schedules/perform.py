@@ -111,11 +111,10 @@ class Performer:
                     inner = await comm.inner.split(step.colors[rank], step.keys[rank])
                 parts = parts_of(step, comm.parts)
                 mine = next((part for part in parts if rank in part), ())
-                if (
-                    (inner is None) != (mine == ())
-                    or inner is not None
-                    and (inner.size != len(mine) or inner.rank != mine.index(rank))
-                ):
+                is_right = not mine
+                if inner is not None:
+                    is_right = (inner.size, inner.rank) == (len(mine), mine.index(rank))
+                if not is_right:
                     self._found.wrong.append(f"step {at}: {inner!r} is not {mine}")
                 comms.append(_Comm(inner, parts, mine))
             case "free":
@@ -275,7 +274,7 @@ class Performer:
         if how == "probe":
             await comm.probe(**asked, status=seen)
         elif how == "iprobe":
-            while not await comm.iprobe(**asked, status=seen):
+            while not await comm.iprobe(**asked, status=seen):  # noqa: ASYNC110  the user's loop
                 await asyncio.sleep(0.5)
         if how in ("probe", "iprobe"):
             asked = {"source": seen.source, "tag": seen.tag}

@@ -24,6 +24,10 @@ WILD = ("none", "none", "source", "tag", "both")
 HOW_RECEIVED = ("recv", "recv", "irecv", "posted", "posted", "probe", "iprobe", "cancel")
 HOW_SENT = ("send", "send", "isend", "isend", "sendrecv")
 HOW_WAITED = ("each", "waitall", "waitany", "waitsome", "testall", "testany", "testsome")
+FAULTS = (
+    *("duplicate", "delay", "reorder", "corrupt", "forget"),
+    *("partial", "throttle", "error", "twin"),
+)
 SIZES = (1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12)
 
 
@@ -120,7 +124,7 @@ def schedule(draw: random.Random, channels: tuple[str, ...]) -> Schedule:
         fanout=draw.choice((200, 200, 3, 1)),
         visibility=draw.choice((30.0, 30.0, 2.0)),
         faults=_faults(draw),
-        slow={draw.randrange(size): draw.choice((3.0, 30.0))} if draw.random() < 0.2 else {},
+        slow={draw.randrange(size): draw.choice((3.0, 8.0))} if draw.random() < 0.2 else {},
         fate=fate,
         branching=draw.choice((1, 2, 4)) if draw.random() < 0.05 else None,
     )
@@ -130,9 +134,7 @@ def _faults(draw: random.Random) -> dict[str, Any]:
     """What the services do that they may: nothing in three cases of ten."""
     if draw.random() < 0.3:
         return {}
-    names = ("duplicate", "delay", "reorder", "corrupt", "forget")
-    names += ("partial", "throttle", "error", "twin")
-    chosen = draw.sample(names, draw.randint(1, 5))
+    chosen = draw.sample(FAULTS, draw.randint(1, 5))
     found: dict[str, Any] = {name: draw.choice((0.05, 0.2, 0.5)) for name in chosen}
     for name in ("throttle", "error", "partial"):
         if name in found:
@@ -145,7 +147,7 @@ def _step(draw: random.Random, size: int, message: int) -> Step:
         ("collective", "traffic", "split", "dup", "free", "wait"), (60, 18, 9, 4, 5, 6)
     )[0]
     seed, which = draw.randrange(2**16), draw.choice((0, 0, 1, 2, 3))
-    pause = (draw.randrange(size), draw.choice((0.01, 1.0, 50.0))) if draw.random() < 0.1 else None
+    pause = (draw.randrange(size), draw.choice((0.01, 1.0, 12.0))) if draw.random() < 0.1 else None
     match what:
         case "collective":
             what = draw.choice(COLLECTIVES)

@@ -176,32 +176,73 @@ OWN: dict[str, Op] = {f.__name__: f for f in (joined, minus, in_place, turned, p
 """Operations that the programs bring themselves."""
 
 REDUCED: dict[str, tuple[str, ...]] = {
-    "small": tuple("SUM PROD MAX MIN LAND LOR LXOR BAND BOR BXOR minus in_place".split()),
+    "small": (
+        "SUM",
+        "PROD",
+        "MAX",
+        "MIN",
+        "LAND",
+        "LOR",
+        "LXOR",
+        "BAND",
+        "BOR",
+        "BXOR",
+        "minus",
+        "in_place",
+    ),
     "letters": ("SUM", "joined", "in_place", "MAX"),
     "pair": ("MAXLOC", "MINLOC", "MAX"),
     "matrix": ("product", "SUM"),
-    "ints": tuple("SUM PROD MAX MIN BAND BOR BXOR LAND LXOR in_place turned minus".split()),
-    "bytes array": tuple("SUM PROD MAX MIN BAND BOR BXOR LOR in_place turned".split()),
-    "floats": tuple("SUM PROD MAX MIN in_place turned minus".split()),
+    "ints": (
+        "SUM",
+        "PROD",
+        "MAX",
+        "MIN",
+        "BAND",
+        "BOR",
+        "BXOR",
+        "LAND",
+        "LXOR",
+        "in_place",
+        "turned",
+        "minus",
+    ),
+    "bytes array": (
+        "SUM",
+        "PROD",
+        "MAX",
+        "MIN",
+        "BAND",
+        "BOR",
+        "BXOR",
+        "LOR",
+        "in_place",
+        "turned",
+    ),
+    "floats": ("SUM", "PROD", "MAX", "MIN", "in_place", "turned", "minus"),
 }
 """Which operations reduce which kinds."""
 
 
+def _is_array(left: Any, right: Any) -> bool:
+    return isinstance(left, np.ndarray | np.generic) or isinstance(right, np.ndarray)
+
+
 def _max(left: Any, right: Any) -> Any:
-    if isinstance(left, np.ndarray):
+    if _is_array(left, right):
         return np.maximum(left, right)
     return max(left, right)
 
 
 def _min(left: Any, right: Any) -> Any:
-    if isinstance(left, np.ndarray):
+    if _is_array(left, right):
         return np.minimum(left, right)
     return min(left, right)
 
 
 def _logical(name: str, plain: Op) -> Op:
     def op(left: Any, right: Any) -> Any:
-        if isinstance(left, np.ndarray):
+        if _is_array(left, right):
             return getattr(np, f"logical_{name}")(left, right)
         return plain(bool(left), bool(right))
 
