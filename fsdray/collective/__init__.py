@@ -136,7 +136,7 @@ def enter(communicator: AsyncCommunicator | None) -> None:
 
 
 def by_chance(what: str) -> None:
-    """A rank is about to do what would not be the same if it ran again; to be called on the loop."""
+    """This rank, if any, does what would not be the same if it ran again; called on the loop."""
     if _world is not None:
         _world.by_chance(what)
 

@@ -66,6 +66,7 @@ async def everything(comm: AsyncCommunicator) -> list[Any]:
         await comm.barrier(),
     ]
     sending = asyncio.ensure_future(comm.send(mine, right, tag=3))
+    await asyncio.sleep(0)  # or it might leave with what comes next, if that waits for nothing
     first, second = comm.allreduce(rank), comm.bcast("later", 0)
     got += [await second, await first, await comm.recv(source=left, tag=3)]
     await sending
