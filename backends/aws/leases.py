@@ -7,11 +7,11 @@ holds enough of them. The rules of the pool itself are in `pool`; where it is ke
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Protocol, TypeAlias, TypeVar
 
 from fsdray.backends.aws import pool
@@ -64,7 +64,7 @@ def is_later(epoch: int, other: int) -> bool:
     return 0 < (epoch - other) % EPOCHS < EPOCHS // 2
 
 
-def clock() -> float:
+def awake() -> float:
     """Seconds that go on while this machine sleeps: others' clocks do, and a hold ends by them."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -82,6 +82,7 @@ class Leases:
     purge : empties the queues of slots that something may wait in.
     keep, term, patience, rest : seconds; see `KEEP`, `pool.TERM`, `PATIENCE`, `pool.REST`.
     stack : the stack's name, for errors.
+    clock, chance : seconds, and what waits are jittered by; tests have their own.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Leases:
         patience: float = PATIENCE,
         rest: float = pool.REST,
         stack: str = "fsdray",
+        clock: Callable[[], float] = awake,
+        chance: Random | None = None,
     ) -> None:
         self._store = store
         self._slots = slots
@@ -110,6 +113,8 @@ class Leases:
         self._patience = patience
         self._rest = rest
         self._stack = stack
+        self._clock = clock
+        self._chance = chance or Random()
         self._epoch = 0
         self._use = _USES  # the next lease's; none before the first grant
         self._until = 0.0  # this machine's time up to which the hold is sure
@@ -173,11 +178,11 @@ class Leases:
         self._dirty |= mine & dirty
         for slot in mine:
             del self._busy[slot]
-        self._idle.update(dict.fromkeys(mine, clock()))
+        self._idle.update(dict.fromkeys(mine, self._clock()))
         self._freed.set()
         self._news.set()
         if self._keep <= 0:
-            await self._give_back(clock())
+            await self._give_back()
 
     async def close(self) -> None:
         """Give everything back."""
@@ -188,23 +193,22 @@ class Leases:
         self._idle.update(dict.fromkeys(self._busy, 0.0))
         self._busy.clear()
         if self._may_hold:
-            await self._give_back(clock(), everything=True)
+            await self._give_back(everything=True)
 
     # Leasing
 
     def _own(self, count: int) -> tuple[int, ...] | None:
         """Slots that this session holds already."""
-        if clock() > self._until - _MARGIN or self._use >= _USES:
+        if self._clock() > self._until - _MARGIN or self._use >= _USES:
             return None
         return pool.place(count, self._idle.keys(), self._slots, self._fanout)
 
     async def _granted(self, count: int) -> tuple[int, ...]:
         """Slots out of the pool, waiting a while for those of others."""
         step, longest = _STEP
-        deadline = clock() + self._patience
+        deadline = self._clock() + self._patience
         while True:
-            asked = clock()
-            self._may_hold = True
+            asked = self._clock()
             grant, seen = await self._change(lambda state, now: self._allocate(state, count, now))
             self._agree(seen)
             if grant is not None:
@@ -213,11 +217,11 @@ class Leases:
                 self._dirty |= grant.stale
                 return grant.slots
             if self._busy:
-                deadline = clock() + self._patience  # those will come back
-            if clock() >= deadline:
+                deadline = self._clock() + self._patience  # those will come back
+            if self._clock() >= deadline:
                 raise Throttled(self._too_few(count, seen))
             with suppress(TimeoutError):  # another look, then
-                await asyncio.wait_for(self._freed.wait(), step * (0.5 + random.random()))
+                await asyncio.wait_for(self._freed.wait(), step * (0.5 + self._chance.random()))
             self._freed.clear()
             own = self._own(count)
             if own is not None:
@@ -225,6 +229,7 @@ class Leases:
             step = min(2 * step, longest)
 
     def _allocate(self, state: Pool, count: int, now: float) -> tuple[Pool, Grant] | None:
+        self._may_hold = True
         used = self._leaving.union(self._busy)
         return pool.allocate(
             state,
@@ -271,11 +276,11 @@ class Leases:
                 after, made = changed
                 if after == state:
                     return made, after
-                written = f"{self._session}/{random.getrandbits(48):x}"
+                written = f"{self._session}/{self._chance.getrandbits(48):x}"
                 mine = replace(after, write=written), made
                 if await self._store.write(pool.dump(mine[0]), etag):
                     return made, mine[0]
-                await asyncio.sleep(random.random() * min(1.0, 0.02 * 2**attempt))
+                await asyncio.sleep(self._chance.random() * min(1.0, 0.02 * 2**attempt))
         raise Throttled(
             f"the pool of the stack {self._stack!r} was changed by others {_ATTEMPTS} times in a "
             "row: too many sessions start or end at this moment; try again"
@@ -289,7 +294,7 @@ class Leases:
         """
         hold = seen.holds.get(self._session)
         kept = hold.slots if hold else frozenset()
-        now = clock()
+        now = self._clock()
         self._busy = {slot: epoch for slot, epoch in self._busy.items() if slot in kept}
         self._leaving &= kept
         self._dirty &= kept
@@ -312,7 +317,7 @@ class Leases:
         pause = 0.0
         while self.held:
             self._news.clear()
-            now = clock()
+            now = self._clock()
             unused = now if self._leaving else min(self._idle.values(), default=now) + self._keep
             is_due = bool(self._leaving or self._idle)
             due = min(unused, self._renew_at) if is_due else self._renew_at
@@ -324,13 +329,13 @@ class Leases:
                 elif self._renew_at <= now:
                     await self._renew()
                 else:
-                    await self._give_back(now - self._keep)
+                    await self._give_back()
             except PlatformError:
                 # It is tried again; what cannot be given back ends with the hold.
                 pause = now + self._term / 12
 
     async def _renew(self) -> None:
-        asked = clock()
+        asked = self._clock()
 
         def renew(state: Pool, now: float) -> tuple[Pool, None] | None:
             after = pool.renew(state, self._session, now, self._term)
@@ -340,12 +345,14 @@ class Leases:
         self._agree(seen)
         self._hold_until(asked + self._term)
 
-    async def _give_back(self, before: float, *, everything: bool = False) -> None:
-        """Give slots back that were not used since `before`."""
+    async def _give_back(self, *, everything: bool = False) -> None:
+        """Give slots back that were not used for a while, or all that are not used now."""
         async with self._giving:
-            for slot in [slot for slot, since in self._idle.items() if since <= before]:
-                del self._idle[slot]
-                self._leaving.add(slot)
+            now = self._clock()
+            for slot, since in list(self._idle.items()):
+                if everything or since + self._keep <= now:
+                    del self._idle[slot]
+                    self._leaving.add(slot)
             if not self._leaving and not everything:
                 return
             unclean = self._leaving & self._dirty

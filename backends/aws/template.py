@@ -43,8 +43,8 @@ class Plan:
     nested: Mapping[str, str]
     options: Options
 
-    def parameters(self, code: str, code_digest: str) -> dict[str, str]:
-        """The template's parameters, for code that is at a key of the bucket."""
+    def parameters(self, code: str) -> dict[str, str]:
+        """The template's parameters, for code that is at a key of the bucket: that of its content."""
         options = self.options
         secrets = {arn: ":ssm:" in arn for arn in options.secrets.values()}
         known = {
@@ -68,7 +68,7 @@ class Plan:
             "TopicKey": options.topic_key,
             "ExpressZone": options.express_zone,
         }
-        return known | {"Release": _digest(self.whole, json.dumps(known), code_digest)[:16]}
+        return known | {"Release": _digest(self.whole, json.dumps(known))[:16]}
 
     @property
     def slots_key(self) -> str:

@@ -96,6 +96,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
             future.set_result(value)
         return future
 
+    def call_soon(
+        self,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        # asyncio's own looks each time whether the loop is closed, in debug mode, on its thread.
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def get_debug(self) -> bool:
+        return False
+
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
@@ -131,10 +145,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         ready = self._ready
         if not ready:
             self._advance()
-        for _ in range(len(ready)):
+        while ready:
             handle = ready.popleft()
-            if not handle.cancelled():
+            if not handle._cancelled:
                 handle._run()
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
     def _advance(self) -> None:
         """Jump to the next timer, and make ready all that are set to this time."""

@@ -93,31 +93,46 @@ class Endpoint:
         self,
         who: str,
         missing: Callable[[], Sequence[int]],
-        *work: Coroutine[Any, Any, None] | None,
+        sending: Coroutine[Any, Any, None] | None,
+        receiving: Coroutine[Any, Any, None] | None = None,
     ) -> None:
-        """Do all of `work` at once, before the deadline; the first error ends the rest.
+        """Send and receive at once, before the deadline; the first error ends the other.
 
         Parameters
         ----------
         who : the operation and the rank, for the error's text.
         missing : the ranks that are being waited for.
         """
-        tasks = [asyncio.ensure_future(each) for each in work if each is not None]
-        left = self.deadline - asyncio.get_running_loop().time()
+        sent: asyncio.Future[None] | None = None
+        is_over = False
+
+        def give_up(sending: asyncio.Future[None]) -> None:
+            """What is waited for will not come, or not be needed, if sending failed."""
+            if not is_over and not sending.cancelled() and sending.exception() is not None:
+                scope.reschedule(asyncio.get_running_loop().time())
+
         try:
-            done, pending = await asyncio.wait(
-                tasks, timeout=max(0.0, left), return_when=asyncio.FIRST_EXCEPTION
-            )
-        finally:
-            for task in tasks:
-                task.cancel()
-        errors = [error for task in done if (error := task.exception()) is not None]
-        if errors:
-            raise errors[0]
-        if pending:
+            async with asyncio.timeout_at(self.deadline) as scope:
+                if sending is not None and receiving is not None:
+                    # Only where there are two things to do does one of them need a task.
+                    sent = asyncio.ensure_future(sending)
+                    sent.add_done_callback(give_up)
+                    await receiving
+                    await sent
+                elif (work := sending or receiving) is not None:
+                    await work
+        except TimeoutError as error:
+            if sent is not None and sent.done() and (failed := sent.exception()) is not None:
+                raise failed from None
+            if not scope.expired():
+                raise
             ranks = missing()
             what = f"no message came from {named(ranks)}" if ranks else "sending did not end"
-            raise CollectiveTimeout(f"{who}: {what} in time")
+            raise CollectiveTimeout(f"{who}: {what} in time") from error
+        finally:
+            is_over = True
+            if sent is not None:
+                sent.cancel()
 
 
 def mark(posted: asyncio.Future[None] | None) -> None:

@@ -66,6 +66,7 @@ async def everything(comm: AsyncCommunicator) -> list[Any]:
         await comm.barrier(),
     ]
     sending = asyncio.ensure_future(comm.send(mine, right, tag=3))
+    await asyncio.sleep(0)  # or it might leave with what comes next, if that waits for nothing
     first, second = comm.allreduce(rank), comm.bcast("later", 0)
     got += [await second, await first, await comm.recv(source=left, tag=3)]
     await sending
@@ -158,7 +159,7 @@ def test_the_trace_does_not_depend_on_hashes_or_addresses() -> None:
         return done.stdout
 
     first = digests("0")
-    assert len(set(first.split())) == len(CHANNELS)
+    assert len(set(first.split())) == len(CHANNELS) - 1  # what is small, auto sends as queue does
     assert digests("12345") == first
 
 

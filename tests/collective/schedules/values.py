@@ -33,7 +33,7 @@ def make(kind: str, size: int, shared: Any, own: Any) -> Any:
         case "float":
             return draw.choice([draw.random(), -0.0, float("inf"), 1e-310])
         case "text":
-            return "".join(draw.choices("abcdé€", k=size // 2))
+            return draw.randbytes(size // 2).decode("latin-1")
         case "bytes":
             return _noise(draw, size)
         case "bytearray":
@@ -52,7 +52,7 @@ def make(kind: str, size: int, shared: Any, own: Any) -> Any:
         case "small":
             return draw.randrange(-5, 12)
         case "letters":
-            return "".join(draw.choices("abcdefgh", k=size // 2)) + "|"
+            return draw.randbytes(size // 4).hex() + "|"
         case "pair":
             return (draw.randrange(4), draw.randrange(10))
         case "matrix":
