@@ -16,11 +16,12 @@ from typing import NamedTuple
 from fsdray.collective.checksum import checksum
 from fsdray.services import Buffer
 
-VERSION = 2
+VERSION = 3
 _HEADER = struct.Struct("<2sBBBB16sQQIqIIQI")
 _TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
 _MAGIC = b"FR"
 RANK_SIZE = 4  # bytes
+_POINTER = 0x80  # beside the codec: the payload says where the message lies
 
 
 class Operation(enum.IntEnum):
@@ -68,7 +69,8 @@ class Key(NamedTuple):
 class Frame:
     """Part `part` of `parts` of one message from `source` to `destinations`, ranks of the gang.
 
-    The `tag` of a collective's frame is its root.
+    The `tag` of a collective's frame is its root. A pointer's payload says where in the source's
+    object of this operation the messages of its destinations lie (`fsdray.collective.combined`).
     """
 
     epoch: bytes  # 16 bytes: the gang
@@ -83,6 +85,7 @@ class Frame:
     parts: int
     payload: Buffer
     incarnation: int = 0  # how often its source was started again, modulo 256; not in the key
+    is_pointer: bool = False
 
     @property
     def key(self) -> Key:
@@ -114,7 +117,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         _MAGIC,
         VERSION,
         frame.operation,
-        frame.codec,
+        frame.codec | _POINTER * frame.is_pointer,
         frame.incarnation,
         frame.epoch,
         frame.communicator,
@@ -153,7 +156,7 @@ def unpack(data: Buffer) -> Frame:
     return Frame(
         epoch,
         Operation(operation),
-        Codec(codec),
+        Codec(codec & ~_POINTER),
         comm,
         number,
         source,
@@ -163,6 +166,7 @@ def unpack(data: Buffer) -> Frame:
         parts,
         view[start : start + n],
         incarnation,
+        bool(codec & _POINTER),
     )
 
 

@@ -20,13 +20,19 @@ from fsdray.services import Buffer
 
 @dataclass(frozen=True)
 class Letter:
-    """A whole message; the `tag` of a collective's is its root."""
+    """A whole message; the `tag` of a collective's is its root.
+
+    `destinations` are all to whom it went; `span` is where it lies in its source's object, if it
+    came from one.
+    """
 
     source: int
     operation: Operation
     tag: int
     codec: Codec
     payload: Buffer
+    destinations: tuple[int, ...] = ()
+    span: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,10 @@ class Mailbox:
         self._failure: Callable[[], BaseException] | None = None
         self.dropped = 0  # frames that were duplicates, stale, or not for this rank
 
-    def deposit(self, frame: Frame) -> None:
+    def deposit(self, frame: Frame, span: tuple[int, int] = (0, 0)) -> None:
         """Keep a frame, unless it is known, over, or another gang's."""
         key = frame.key
-        if frame.epoch != self._epoch or self._rank not in frame.destinations:
+        if not self.is_for_us(frame):
             self.dropped += 1
             return
         if frame.operation in self._told:  # it has no number: it is never one too many
@@ -102,7 +108,22 @@ class Mailbox:
         parts[frame.part] = frame
         if len(parts) == frame.parts:
             del self._parts[key]
-            self._complete(key, [parts[i] for i in range(frame.parts)])
+            self._complete(key, [parts[i] for i in range(frame.parts)], span)
+
+    def is_for_us(self, frame: Frame) -> bool:
+        """Whether a frame is of this gang, and for this rank."""
+        return frame.epoch == self._epoch and self._rank in frame.destinations
+
+    def outstanding(self, key: Key) -> int:
+        """At least how many frames of a message that is not there are still to come."""
+        cuts = self._parts.get(key)
+        if not cuts:
+            return 1
+        return min(next(iter(parts.values())).parts - len(parts) for parts in cuts.values())
+
+    def knows(self, key: Key) -> bool:
+        """Whether a message is there, was there, or is wanted no more."""
+        return self._is_known(key)
 
     def _hear(self, frame: Frame) -> None:
         parts = self._news.setdefault((frame.operation, frame.source, frame.number), {})
@@ -216,13 +237,15 @@ class Mailbox:
             or (key.number, key.source) in self._taken.get(key.communicator, ())
         )
 
-    def _complete(self, key: Key, frames: list[Frame]) -> None:
+    def _complete(self, key: Key, frames: list[Frame], span: tuple[int, int]) -> None:
         first = frames[0]
         payload = first.payload
         if len(frames) > 1 or memoryview(payload).readonly:
             # Receivers may write what they receive, and want it aligned.
             payload = bytearray().join(frame.payload for frame in frames)
-        self._keep(key, Letter(key.source, first.operation, first.tag, first.codec, payload))
+        to = first.destinations
+        letter = Letter(key.source, first.operation, first.tag, first.codec, payload, to, span)
+        self._keep(key, letter)
 
     def _keep(self, key: Key, letter: Letter) -> None:
         if key.is_send:

@@ -20,13 +20,20 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """All that a rank sends in one operation."""
+    """All that a rank sends in one operation.
+
+    `fellows` says how many ranks send to each receiver in this exchange. Where `told` is given, a
+    channel that can leaves the parcels as an object and tells these ranks alone; the others learn
+    of it from somebody else (`Channel.expect`).
+    """
 
     operation: Operation
     communicator: int
     number: int
     tag: int
     parcels: Sequence[Parcel]
+    fellows: int = 1
+    told: frozenset[int] | None = None
 
 
 def frames(

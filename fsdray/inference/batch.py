@@ -102,7 +102,7 @@ def run(
     samples : (samples, model.inputs), sparse or dense, of finite numbers.
     workers : ranks that share the network (model-parallel). strategy : ``"model"``, or
         ``"serial"``: one worker, which talks to nobody.
-    channel : ``"queue"`` or ``"object"``; by default the session's.
+    channel : ``"queue"``, ``"object"`` or ``"auto"``; by default the session's.
     partition : ``"hypergraph"``, ``"random"`` or ``"block"``, or one made before. seed : its seed.
     record : return every layer's activations too; for tests and debugging.
     memory, timeout : MB and seconds of each worker; by default the session's.

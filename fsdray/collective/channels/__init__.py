@@ -1,8 +1,10 @@
 """Channels: how a communicator's messages move, and the gang's meeting place on each.
 
 A channel batches, splits, multicasts and acknowledges; what arrives it deposits in the mailbox.
-`queue` moves frames through messages, `object` through objects. To add a channel, add a module
-here with a `Channel` and name it in `open_channel`, `prepare`, `announce` and `clear`.
+`queue` moves frames through messages, `object` through objects (see
+`fsdray.collective.combined`), `auto` each message
+the way that suits it. To add a channel, add a module here with a `Channel` and name it in
+`open_channel`, `prepare`, `announce` and `clear`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from typing import Protocol
 
 from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
-from fsdray.collective.channels.object import SendsNothing
+from fsdray.collective.channels.auto import AutoChannel
 from fsdray.collective.channels.sendlog import SendLog
+from fsdray.collective.combined import SendsNothing, Span, prefix
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.services import Backend
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "SendsNothing",
     "announce",
     "clear",
+    "has_inboxes",
     "open_channel",
     "prepare",
 ]
@@ -46,8 +51,15 @@ class Channel(Protocol):
         """Objects that this rank wrote and that must be removed when the gang has ended."""
         ...
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
-        """Send one operation's parcels; one that may linger may wait a moment for company."""
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> Sequence[Span]:
+        """Send one operation's parcels; one that may linger may wait a moment for company.
+
+        Returns where each of them lies in the object that holds them, for `expect`.
+        """
+        ...
+
+    def expect(self, key: Key, span: Span) -> None:
+        """A message is there of which this rank was not told by its source (`Outgoing.told`)."""
         ...
 
     def hurry(self) -> None:
@@ -80,10 +92,16 @@ class Rendezvous:
     inboxes: tuple[str, ...]
     moved: Mapping[int, int] = field(default_factory=dict)
     recovers: bool = False
+    medium: Medium = USUAL
 
     @property
     def epoch(self) -> bytes:
         return bytes.fromhex(self.gang)
+
+    @property
+    def has_inboxes(self) -> bool:
+        """Whether ranks receive through inboxes."""
+        return has_inboxes(self.channel)
 
     def with_moved(self, rank: int, incarnation: int, inbox: str | None) -> Rendezvous:
         """The same, with another inbox of a rank where the channel has any."""
@@ -93,10 +111,15 @@ class Rendezvous:
         return replace(self, inboxes=tuple(inboxes), moved={**self.moved, rank: incarnation})
 
 
-async def prepare(backend: Backend, channel: str, size: int) -> Rendezvous:
+def has_inboxes(channel: str) -> bool:
+    """Whether the ranks of a gang on this channel have an inbox each."""
+    return channel != "object"
+
+
+async def prepare(backend: Backend, channel: str, size: int, medium: Medium = USUAL) -> Rendezvous:
     """A meeting place for a new gang of `size` ranks; `clear` gives it back."""
-    inboxes = tuple(await backend.messages.lease(size)) if channel == "queue" else ()
-    return Rendezvous(secrets.token_hex(16), channel, inboxes)
+    inboxes = tuple(await backend.messages.lease(size)) if has_inboxes(channel) else ()
+    return Rendezvous(secrets.token_hex(16), channel, inboxes, medium=medium)
 
 
 def open_channel(
@@ -108,6 +131,19 @@ def open_channel(
     log: SendLog | None = None,
 ) -> Channel:
     """The channel of one rank; `log` is to keep what it sends, where objects do not."""
+    if rendezvous.channel == "auto":
+        return AutoChannel(
+            backend.messages,
+            backend.objects,
+            rendezvous.gang,
+            rendezvous.epoch,
+            rank,
+            rendezvous.inboxes,
+            mailbox,
+            rendezvous.medium,
+            rendezvous.moved,
+            log,
+        )
     if rendezvous.channel == "queue":
         return queue_channel.QueueChannel(
             backend.messages,
@@ -131,7 +167,7 @@ async def announce(
     Returns the objects that this wrote, for `clear`.
     """
     frame = _control(rendezvous, Operation.ABORT, source, range(size), why)
-    if rendezvous.channel == "queue":
+    if rendezvous.has_inboxes:
         inboxes = rendezvous.inboxes
         await queue_channel.announce(
             backend.messages, inboxes, rendezvous.moved, frame, range(len(inboxes))
@@ -164,20 +200,19 @@ async def clear(
     Only the objects of a gang that lost ranks (`is_broken`) are looked for by listing, which is
     billed: its dead ranks cannot say what they wrote.
     """
-    if rendezvous.channel == "queue":
+    if rendezvous.has_inboxes:
         await backend.messages.release(rendezvous.inboxes)
-        if not rendezvous.recovers:
-            return
+    if rendezvous.channel == "queue" and not rendezvous.recovers:
+        return
     if is_broken:
-        prefix = object_channel.prefix(rendezvous.gang)
-        await backend.objects.delete(await backend.objects.list(prefix))
+        await backend.objects.delete(await backend.objects.list(prefix(rendezvous.gang)))
     elif written:
         await backend.objects.delete(written)
 
 
 def log_prefix(rendezvous: Rendezvous, rank: int, incarnation: int) -> str:
     """Where the objects lie that are too much of a send log for a rank's memory."""
-    return f"{object_channel.prefix(rendezvous.gang)}log/{rank}-{incarnation}-"
+    return f"{prefix(rendezvous.gang)}log/{rank}-{incarnation}-"
 
 
 def _control(

@@ -7,9 +7,10 @@ exchange becomes requests is the channels' work: the formulas here are what test
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fsdray.collective.forms import groups
 from fsdray.collective.frames import Operation, overhead
 from fsdray.services import MessageLimits
 
@@ -104,14 +105,6 @@ def to_higher(rank: int, size: int) -> Exchange:
     """Everybody gives the same to all ranks above (a small scan)."""
     above = tuple(range(rank + 1, size))
     return Exchange((above,) if above else (), tuple(range(rank)))
-
-
-def groups(ranks: Sequence[int], fanout: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Ranks by the group of inboxes that they are in: one publish reaches `fanout` of them."""
-    found: dict[int, list[int]] = {}
-    for rank in ranks:
-        found.setdefault(rank // fanout, []).append(rank)
-    return ((group, tuple(some)) for group, some in found.items())
 
 
 def is_one_round(size: int) -> bool:
