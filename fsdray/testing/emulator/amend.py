@@ -30,7 +30,7 @@ def hand_functions_over(mirror: Any, url: str) -> None:
 
 
 def keep_attributes_of_nested_stacks() -> None:
-    """Have resources of a nested stack that an update leaves alone keep what GetAtt says of them."""
+    """Have what an update of a nested stack leaves alone keep its attributes."""
     package: Any = importlib.import_module("ministack.services.cloudformation")
     provisioners: Any = importlib.import_module("ministack.services.cloudformation.provisioners")
     update = provisioners._update_resource

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -174,7 +173,7 @@ def test_a_change_set_that_nobody_executed_is_no_stack(account: Emulator) -> Non
         destroy(settings, Heard())
 
 
-def test_what_cannot_be_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+def test_what_cannot_be_is_said_before_anything_is_made(account: Emulator) -> None:
     for stack, changes, said in (
         ("Upper", {}, "stack='Upper'"),
         ("a--b", {}, "stack='a--b'"),
@@ -188,7 +187,4 @@ def test_what_cannot_be_is_said_before_anything_is_asked(tmp_path: Path) -> None
         ("fine", {"environment": {"LONG": "x" * 5000}}, "a stack keeps 4096"),
     ):
         with pytest.raises(SettingsError, match=said):
-            from fsdray.backends.aws.options import Options, check_name
-
-            check_name(stack)
-            Options(**changes)
+            deploy(Settings(stack=stack), changes, Heard())
