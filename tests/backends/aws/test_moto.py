@@ -20,6 +20,7 @@ from fsdray.testing.emulator.packages import installed
 
 MOTO = "moto[s3]==5.2.5\nflask\nflask-cors"
 BUCKET = "of-moto"
+EXPRESS = "of-moto--use1-az4--x-s3"
 
 # It says where it listens, and ends when its stdin does.
 SERVER = """
@@ -38,7 +39,7 @@ sys.stdin.read()
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[AwsObjects]:
+def moto() -> Iterator[Clients]:
     place = installed(resolve({}).cache_directory, MOTO)
     with (
         subprocess.Popen(
@@ -57,16 +58,45 @@ def moto() -> Iterator[AwsObjects]:
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
+            # Moto has directory buckets, and not the sessions that AWS has for them.
+            "AWS_S3_DISABLE_EXPRESS_SESSION_AUTH": "true",
         }.items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket=BUCKET)
+        boto3.client("s3").create_bucket(
+            Bucket=EXPRESS,
+            CreateBucketConfiguration={
+                "Location": {"Type": "AvailabilityZone", "Name": "use1-az4"},
+                "Bucket": {"DataRedundancy": "SingleAvailabilityZone", "Type": "Directory"},
+            },
+        )
         clients = Clients(lambda name, amount: None)
         loop.run(clients.get("s3"))
-        yield AwsObjects(clients, BUCKET, "runs/moto/")
+        yield clients
         loop.run(clients.close())
         server.stdin.close()
 
 
 @pytest.mark.parametrize("check", OBJECT_CHECKS, ids=lambda check: check.__name__)
-def test_objects_keep_their_guarantees_on_moto_too(moto: AwsObjects, check: Any) -> None:
-    loop.run(check(moto))
+def test_objects_keep_their_guarantees_on_moto_too(moto: Clients, check: Any) -> None:
+    loop.run(check(AwsObjects(moto, BUCKET, "runs/moto/")))
+
+
+def test_a_directory_bucket_is_listed_by_any_prefix(moto: Clients) -> None:
+    async def program() -> None:
+        objects = AwsObjects(moto, EXPRESS, "runs/moto/")
+        asked: list[str] = []
+
+        def note(params: dict[str, Any], **_: Any) -> None:
+            asked.append(params["url_path"] + "?" + str(params["query_string"].get("prefix")))
+
+        (await moto.get("s3")).meta.events.register("before-call.s3.ListObjectsV2", note)
+        for key in ("a/b", "a/bc", "ab", "b"):
+            await objects.put(key, b"")
+        for prefix in ("", "a", "a/", "a/b", "ab", "c/"):
+            expected = sorted(key for key in ("a/b", "a/bc", "ab", "b") if key.startswith(prefix))
+            assert await objects.list(prefix) == expected
+        assert all(each.endswith("/") for each in asked), "S3 Express lists directories only"
+        await objects.delete(await objects.list(""))
+
+    loop.run(program())
