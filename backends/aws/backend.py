@@ -17,7 +17,7 @@ from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import AwsFunctions, Show
 from fsdray.backends.aws.objects import AwsObjects
 from fsdray.backends.aws.stack import Stack, read_stack
-from fsdray.errors import EnvironmentMismatch, FsdrayError
+from fsdray.errors import EnvironmentMismatch, FsdrayError, SettingsError
 from fsdray.services import Count, FunctionLimits, Messages
 from fsdray.settings import Settings
 
@@ -40,11 +40,32 @@ class AwsBackend:
 
     @classmethod
     def of_session(
-        cls, stack: Stack, clients: Clients, session: str, limits: FunctionLimits, show: Show
+        cls,
+        stack: Stack,
+        clients: Clients,
+        session: str,
+        limits: FunctionLimits,
+        storage: str,
+        show: Show,
     ) -> AwsBackend:
-        """The services of a session; `show` takes what calls print."""
-        objects = AwsObjects(clients, stack.bucket, f"runs/{session}/")
-        functions = AwsFunctions(clients, stack.functions, session, objects, limits, show)
+        """The services of a session.
+
+        Parameters
+        ----------
+        storage : as in `fsdray.settings.Settings`. show : takes what calls print.
+
+        Raises
+        ------
+        SettingsError : the stack has no such storage.
+        """
+        bucket = stack.express if storage == "express" else stack.bucket
+        if not bucket:
+            raise SettingsError(
+                f"storage='express': the stack {stack.name!r} has no directory bucket; make one "
+                "with `fsdray deploy --express-zone ZONE`, or leave storage at 'standard'"
+            )
+        objects = AwsObjects(clients, bucket, f"runs/{session}/")
+        functions = AwsFunctions(clients, stack.functions, session, objects, limits, show, storage)
         return cls(session, functions, _Missing(), objects)
 
     async def close(self) -> None:
@@ -107,7 +128,9 @@ async def connect(settings: Settings, count: Count) -> AwsBackend:
 
     session = secrets.token_hex(8)
     limits = FunctionLimits(concurrency=concurrency)
-    return _DriverBackend(AwsBackend.of_session(stack, clients, session, limits, show), clients)
+    return _DriverBackend(
+        AwsBackend.of_session(stack, clients, session, limits, settings.storage, show), clients
+    )
 
 
 def check(stack: Stack) -> None:

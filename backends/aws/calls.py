@@ -46,7 +46,9 @@ class Event:
     session : the caller's, below which all its objects are.
     call : the call's own id. label : names it for people.
     timeout : seconds. concurrency : calls that the session may run at one time.
-    depth : how many calls are above it that wait for it. payload : what the worker runs.
+    depth : how many calls are above it that wait for it.
+    storage : what holds the session's objects (`fsdray.settings.Settings`).
+    payload : what the worker runs.
     """
 
     session: str
@@ -55,6 +57,7 @@ class Event:
     timeout: float
     concurrency: int
     depth: int
+    storage: str
     payload: Buffer
 
     def dump(self) -> bytes:
@@ -67,6 +70,7 @@ class Event:
             "t": self.timeout,
             "c": self.concurrency,
             "d": self.depth,
+            "o": self.storage,
         }
         return _with_payload(told, self.payload)
 
@@ -84,7 +88,14 @@ class Event:
                 "version of fsdray: run `fsdray deploy` with the version that calls it"
             )
         return cls(
-            told["s"], told["i"], told["l"], told["t"], told["c"], told["d"], _bytes(told["p"])
+            session=told["s"],
+            call=told["i"],
+            label=told["l"],
+            timeout=told["t"],
+            concurrency=told["c"],
+            depth=told["d"],
+            storage=told["o"],
+            payload=_bytes(told["p"]),
         )
 
 

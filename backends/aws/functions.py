@@ -90,7 +90,7 @@ class AwsFunctions:
     ----------
     ladder : functions by their memory in MB. session : whose calls these are.
     objects : where a call finds that it was cancelled. show : takes what calls print.
-    depth : calls above this process that wait for it.
+    storage : as in `fsdray.settings.Settings`, for the calls' own objects.
     """
 
     def __init__(
@@ -101,14 +101,15 @@ class AwsFunctions:
         objects: Objects,
         limits: FunctionLimits,
         show: Show,
-        depth: int = 0,
+        storage: str = "standard",
     ) -> None:
         self._clients = clients
         self._ladder = ladder
         self._session = session
         self._objects = objects
         self._show = show
-        self.depth = depth
+        self._storage = storage
+        self.depth = 0  # calls above this process that wait for it
         self._admission = Admission(limits.concurrency)
         self._running: dict[str, asyncio.Task[bytes]] = {}
         self._cancelled: set[str] = set()  # of those
@@ -133,7 +134,14 @@ class AwsFunctions:
         rung(self._ladder, memory)
         call = secrets.token_hex(6)
         event = Event(
-            self._session, call, label, timeout, self.limits.concurrency, self.depth + 1, payload
+            session=self._session,
+            call=call,
+            label=label,
+            timeout=timeout,
+            concurrency=self.limits.concurrency,
+            depth=self.depth + 1,
+            storage=self._storage,
+            payload=payload,
         ).dump()
         is_alone = not self._admission.is_of_gang()
         if is_alone:
