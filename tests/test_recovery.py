@@ -19,7 +19,7 @@ from tests import mortal
 
 pytestmark = pytest.mark.usefixtures("session")
 
-SOME = ("queue", "object")
+SOME = ("queue", "object", "auto")
 
 
 def invocations() -> int:
