@@ -91,6 +91,8 @@ class AwsFunctions:
     ladder : functions by their memory in MB. session : whose calls these are.
     objects : where a call finds that it was cancelled. show : takes what calls print.
     storage : as in `fsdray.settings.Settings`, for the calls' own objects.
+    settle : takes what they know of inboxes.
+    depth : calls above this process that wait for it.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class AwsFunctions:
         objects: Objects,
         limits: FunctionLimits,
         show: Show,
+        settle: Callable[[Sequence[Sequence[int]]], None],
         storage: str = "standard",
+        depth: int = 0,
     ) -> None:
         self._clients = clients
         self._ladder = ladder
@@ -109,7 +113,8 @@ class AwsFunctions:
         self._objects = objects
         self._show = show
         self._storage = storage
-        self.depth = 0  # calls above this process that wait for it
+        self._settle = settle
+        self.depth = depth
         self._admission = Admission(limits.concurrency)
         self._running: dict[str, asyncio.Task[bytes]] = {}
         self._cancelled: set[str] = set()  # of those
@@ -283,6 +288,8 @@ class AwsFunctions:
         replied = Answer.load(body)
         if replied.printed:
             self._show(replied.printed)
+        if replied.mail:
+            self._settle(replied.mail)
         return bytes(replied.reply)
 
     def _retrying(self, call: str, seconds: float) -> tenacity.AsyncRetrying:

@@ -331,7 +331,7 @@ class AsyncCommunicator(PointToPoint):
     async def _reduced(
         self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: Any
     ) -> Any:
-        return await self.compute(fold, op, self._in_order(await exchange, own))
+        return await self._finish(fold, op, self._in_order(await exchange, own))
 
     async def _reduced_by_way_of_root(
         self, gathered: Coroutine[Any, Any, dict[int, Any]], down: int, op: Op, own: Any
@@ -360,7 +360,7 @@ class AsyncCommunicator(PointToPoint):
     ) -> Any:
         got = await exchange
         values = [got[rank] for rank in range(self.rank)] + own
-        return await self.compute(fold, op, values) if values else None
+        return await self._finish(fold, op, values) if values else None
 
     async def _scanned_at_root(
         self,
