@@ -100,7 +100,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['backend']:8}{row['init_s']:7.2f} s{row['first_s']:7.2f} s"
-            f"{row['one_ms']:7.2f} ms{row['rate']:9,.0f}/s{row['cpu_ms']:8.2f} ms{row['peak_mb']:6.0f} MB"
+            f"{row['one_ms']:7.2f} ms{row['rate']:9,.0f}/s{row['cpu_ms']:8.2f} ms"
+            f"{row['peak_mb']:6.0f} MB"
             f"  {', '.join(f'{number:g} {name}' for name, number in row['requests'].items())}"
         )
     if arguments.json:
