@@ -15,10 +15,10 @@ from typing import Any
 
 from fsdray.errors import (
     EnvironmentMismatch,
+    FsdrayError,
     FunctionCrashed,
     FunctionTimeout,
     OutOfMemory,
-    PlatformError,
     ServiceError,
 )
 from fsdray.services import Buffer
@@ -95,11 +95,8 @@ class Answer:
     reply: Buffer
     printed: Lines
 
-    def dump(self) -> bytes:
-        return _with_payload({"o": self.printed} if self.printed else {}, self.reply)
-
     def parsed(self) -> dict[str, Any]:
-        """What `dump` writes, for Lambda's runtime to write."""
+        """As JSON, for Lambda's runtime to write; `load` reads it."""
         told: dict[str, Any] = {"o": self.printed} if self.printed else {}
         told["p"] = binascii.b2a_base64(self.reply, newline=False).decode("ascii")
         return told
@@ -173,14 +170,22 @@ def read_log(encoded: str | None) -> Told:
 
 
 def failure_of(
-    error: bytes, log: Told, *, name: str, memory: int, timeout: float, seconds: float
-) -> PlatformError:
+    error: bytes,
+    log: Told,
+    *,
+    name: str,
+    memory: int,
+    given: int,
+    timeout: float,
+    seconds: float,
+) -> FsdrayError:
     """The error of a call that did not reply, from what Lambda answered.
 
     Parameters
     ----------
     error : the answer's body. name : the call's, for people.
-    memory, timeout : the limits it had, in MB and seconds. seconds : that it took.
+    memory, given, timeout : what it asked for and what it had, in MB, and its seconds.
+    seconds : that it took.
     """
     try:
         told = json.loads(error)
@@ -190,9 +195,10 @@ def failure_of(
     status = re.search(r"exit status (\d+)", message)
     code = int(status[1]) if status else None
     if kind == "Runtime.OutOfMemory" or ("signal: killed" in message and not log.had_memory):
+        more = "" if given == memory else f", and of the {given} MB that its function has"
         return OutOfMemory(
-            f"{name} used more than its memory of {memory} MB, and was stopped; give it more "
-            "with the option memory=MB",
+            f"{name} used more than its memory of {memory} MB{more}, and was stopped; give it "
+            f"more than {given} MB with the option memory=MB",
             log.lines,
         )
     if (
@@ -207,6 +213,8 @@ def failure_of(
             "with the option timeout=SECONDS",
             log.lines,
         )
+    if kind == "EnvironmentMismatch":
+        return EnvironmentMismatch(message)
     if kind == "Function.ResponseSizeTooLarge":
         return FunctionCrashed(
             f"{name} replied with more than a function may send back ({message}): lower the "
@@ -246,10 +254,7 @@ def shown(printed: Sequence[tuple[str, str]]) -> list[str]:
 def _with_payload(told: dict[str, Any], payload: Buffer) -> bytes:
     # The payload may be megabytes: put in by hand, it is not looked at for what to escape.
     head = json.dumps(told, separators=(",", ":"))[:-1]
-    comma = "," if told else ""
-    return b"".join(
-        (f'{head}{comma}"p":"'.encode(), binascii.b2a_base64(payload, newline=False), b'"}')
-    )
+    return b"".join((f'{head},"p":"'.encode(), binascii.b2a_base64(payload, newline=False), b'"}'))
 
 
 def _bytes(encoded: str) -> bytes:

@@ -26,6 +26,9 @@ from fsdray.settings import Settings
 CODE = "code/"
 """What the keys of code and templates in the bucket begin with."""
 
+REQUIREMENTS = "code/requirements.txt"
+"""Where the user's own requirements are kept; a parameter of the stack may be too short."""
+
 _STORAGE = 0.023  # dollars a GB and month of S3 Standard (us-east-1, 2026-11)
 _FAILED_FIRST = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 _PART = 1000  # keys that one request deletes
@@ -109,6 +112,7 @@ def deploy(
     changes: Mapping[str, Any],
     show: Show,
     *,
+    is_reset: bool = False,
     is_dry: bool = False,
     is_bare: bool = False,
 ) -> Deployed:
@@ -118,6 +122,7 @@ def deploy(
     ----------
     settings : of these it uses stack, profile, region and cache.
     changes : `Options` by name; what is not given stays as it is.
+    is_reset : what is not given goes back to its default.
     is_dry : say what would be done, and do nothing.
     is_bare : as for `package.build`.
 
@@ -130,8 +135,7 @@ def deploy(
     account = Account.of(settings)
     stack = CloudFormation(account.client("cloudformation"), settings.stack, show.event)
     found = _settled(stack, show, is_dry)
-    kept = _parameters(found).get("Options", "{}")
-    options = Options.load(kept, changes)
+    options = _options(account, found, changes, is_reset)
     plan = template.plan(
         settings.stack,
         options,
@@ -254,9 +258,26 @@ def _settled(stack: CloudFormation, show: Show, is_dry: bool) -> dict[str, Any] 
     return found
 
 
-def _parameters(found: Mapping[str, Any] | None) -> dict[str, str]:
-    told = (found or {}).get("Parameters") or ()
-    return {each["ParameterKey"]: each.get("ParameterValue", "") for each in told}
+def _options(
+    account: Account, found: Mapping[str, Any] | None, changes: Mapping[str, Any], is_reset: bool
+) -> Options:
+    """What the stack is to be like: what it is, with the changes."""
+    if found is None or is_reset:
+        return Options.load("{}", changes)
+    told = found.get("Parameters") or ()
+    kept = {each["ParameterKey"]: each.get("ParameterValue", "") for each in told}
+    text = ""
+    bucket = f"{found['StackName']}-{account.number}-{account.region}"
+    s3 = account.client("s3")
+    with border.crossing(f"reading {REQUIREMENTS} in {bucket}"):
+        try:
+            text = s3.get_object(Bucket=bucket, Key=REQUIREMENTS)["Body"].read().decode()
+        except s3.exceptions.ClientError as error:
+            # A stack that was not made to its end may have neither.
+            if border.code_of(error) not in ("NoSuchKey", "NoSuchBucket"):
+                raise
+    before = {"requirements": tuple(text.splitlines())}
+    return Options.load(kept.get("Options", "{}"), before | dict(changes))
 
 
 def _is_same(
@@ -276,6 +297,8 @@ def _upload(account: Account, plan: Plan, package: Package) -> None:
         for key, path in package.files.items():
             if key not in there:
                 s3.upload_file(str(path), bucket, key)
+        own = "\n".join(plan.options.requirements)
+        s3.put_object(Bucket=bucket, Key=REQUIREMENTS, Body=own.encode())
         for ending, text in plan.nested.items():
             s3.put_object(Bucket=bucket, Key=plan.slots_key + ending, Body=text.encode())
 
@@ -283,7 +306,7 @@ def _upload(account: Account, plan: Plan, package: Package) -> None:
 def _tidy(account: Account, plan: Plan, package: Package) -> None:
     """Remove code and templates of earlier releases."""
     s3, bucket = account.client("s3"), plan.stack.bucket
-    used = {*package.files, *(plan.slots_key + ending for ending in plan.nested)}
+    used = {REQUIREMENTS, *package.files, *(plan.slots_key + ending for ending in plan.nested)}
     with border.crossing(f"removing old code from {bucket}"):
         _delete(s3, bucket, sorted(_keys(s3, bucket, CODE) - used))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from fsdray.errors import (
     SettingsError,
     Throttled,
 )
-from fsdray.services import Buffer, FunctionLimits, Objects
+from fsdray.services import MIB, Buffer, FunctionLimits, Objects
 
 DEPTH = 64
 """Calls that may wait for one another in a chain. Lambda itself would stop a chain of 16 as a loop
@@ -129,7 +130,7 @@ class AwsFunctions:
                 "another: recursion this deep keeps a function waiting, and billed, at each level. "
                 "Return refs instead of waiting for them, or recurse within a call"
             )
-        given, function = rung(self._ladder, memory)
+        rung(self._ladder, memory)
         call = secrets.token_hex(6)
         event = Event(
             self._session, call, label, timeout, self.limits.concurrency, self.depth + 1, payload
@@ -137,7 +138,7 @@ class AwsFunctions:
         is_alone = not self._admission.is_of_gang()
         if is_alone:
             await self._admission.enter()
-        running = asyncio.create_task(self._run(call, function, event, given, timeout, label))
+        running = asyncio.create_task(self._run(call, event, memory, timeout, label))
         if is_alone:  # one that is cancelled has its place until it ends
             running.add_done_callback(lambda _: self._admission.leave())
         self._running[call] = running
@@ -222,9 +223,8 @@ class AwsFunctions:
         await asyncio.wait({running})
         await self._objects.delete([cancel_key(call)])
 
-    async def _run(
-        self, call: str, function: str, event: bytes, memory: int, timeout: float, label: str
-    ) -> bytes:
+    async def _run(self, call: str, event: bytes, asked: int, timeout: float, label: str) -> bytes:
+        memory, function = rung(self._ladder, asked)
         client = await self._clients.get("lambda")
         name = calls.name_of(label)
         clock = asyncio.get_running_loop().time
@@ -234,7 +234,12 @@ class AwsFunctions:
             nonlocal began
             began = clock()
             async with asyncio.timeout(timeout + _SLACK):
-                answer = await client.invoke(FunctionName=function, LogType="Tail", Payload=event)
+                answer = await client.invoke(
+                    FunctionName=function,
+                    LogType="Tail",
+                    # aiohttp takes long bytes as a file only, which it sends piece by piece.
+                    Payload=event if len(event) < MIB else io.BytesIO(event),
+                )
                 return answer, await answer["Payload"].read()
 
         try:
@@ -259,7 +264,13 @@ class AwsFunctions:
         if "FunctionError" in answer:
             self._show([(label, line) for line in log.lines])
             raise calls.failure_of(
-                body, log, name=name, memory=memory, timeout=timeout, seconds=seconds
+                body,
+                log,
+                name=name,
+                memory=asked,
+                given=memory,
+                timeout=timeout,
+                seconds=seconds,
             )
         replied = Answer.load(body)
         if replied.printed:
@@ -337,5 +348,5 @@ def _is_refusal(error: BaseException) -> bool:
     # aiobotocore gives the second name to connections that broke later, too.
     return isinstance(error, ConnectTimeoutError) or (
         isinstance(error, EndpointConnectionError)
-        and isinstance(error.__context__, ClientConnectorError)
+        and isinstance(error.kwargs.get("error"), ClientConnectorError)
     )

@@ -29,6 +29,7 @@ _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _SECRET = re.compile(r"arn:[\w-]+:(secretsmanager:[^:]*:\d*:secret:|ssm:[^:]*:\d*:parameter/)\S+")
 # Lambda's own, and those that say where fsdray and AWS are.
 _TAKEN = re.compile(r"(AWS_|FSDRAY_|LAMBDA_|_HANDLER|_X_AMZN|PYTHON)\w*")
+_NOT_KEPT = ("python", "architecture", "requirements")
 _MOST_KEPT = 4096  # bytes of a parameter's value
 
 
@@ -142,11 +143,12 @@ class Options:
         """As the stack keeps them: what differs from the defaults.
 
         Python and architecture are always those of who deploys, unless that is told otherwise.
+        Requirements may be long: they are kept in the bucket.
         """
         kept = {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("python", "architecture") and value != _default(name)
+            if name not in _NOT_KEPT and value != _default(name)
         }
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
@@ -156,7 +158,8 @@ class Options:
         known = {f.name: f for f in dataclasses.fields(cls)}
         told = {k: v for k, v in json.loads(text).items() if k in known}
         told |= {k: v for k, v in (changes or {}).items() if v is not None}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        return cls(**given)
 
 
 def _default(name: str) -> Any:

@@ -134,14 +134,11 @@ def _handlers(
         worker.admitted -= count
         await pool.dismiss(count)
 
-    async def waiting(number: int, is_waiting: bool) -> None:
+    def waiting(number: int, is_waiting: bool) -> None:
         pool.waiting(worker, number, is_waiting)
 
-    async def prepare(names: Sequence[str]) -> None:
+    def prepare(names: Sequence[str]) -> None:
         pool.prepare(names)
-
-    async def touched(key: str) -> None:
-        watchers.touched(key)
 
     return {
         "run": run,
@@ -149,11 +146,11 @@ def _handlers(
         "dismiss": dismiss,
         "waiting": waiting,
         "prepare": prepare,
-        "touched": touched,
+        "touched": watchers.touched,
         "appeared": watchers.appeared,
         "lease": inboxes.lease,
         "release": inboxes.release,
-        "publish": inboxes.publish,
-        "receive": inboxes.receive,
-        "acknowledge": inboxes.acknowledge,
+        "publish": inboxes.put,
+        "receive": inboxes.take,
+        "acknowledge": inboxes.drop,
     }
