@@ -10,7 +10,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsdray.errors import (
@@ -90,21 +90,27 @@ class Event:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call came to that replied."""
+    """What a call came to that replied; `mail` is what it knows of inboxes (`ledger`)."""
 
     reply: Buffer
     printed: Lines
+    mail: list[list[int]] = field(default_factory=list)
 
     def parsed(self) -> dict[str, Any]:
         """As JSON, for Lambda's runtime to write; `load` reads it."""
-        told: dict[str, Any] = {"o": self.printed} if self.printed else {}
+        told = self._beside()
         told["p"] = binascii.b2a_base64(self.reply, newline=False).decode("ascii")
         return told
 
     @classmethod
     def load(cls, data: bytes) -> Answer:
         told = json.loads(data)
-        return cls(_bytes(told["p"]), [(who, line) for who, line in told.get("o", ())])
+        printed = [(who, line) for who, line in told.get("o", ())]
+        return cls(_bytes(told["p"]), printed, told.get("m", []))
+
+    def _beside(self) -> dict[str, Any]:
+        told = {"o": self.printed, "m": self.mail}
+        return {name: each for name, each in told.items() if each}
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class AwsFunctions:
     ----------
     ladder : functions by their memory in MB. session : whose calls these are.
     objects : where a call finds that it was cancelled. show : takes what calls print.
+    settle : takes what they know of inboxes.
     depth : calls above this process that wait for it.
     """
 
@@ -101,6 +102,7 @@ class AwsFunctions:
         objects: Objects,
         limits: FunctionLimits,
         show: Show,
+        settle: Callable[[Sequence[Sequence[int]]], None],
         depth: int = 0,
     ) -> None:
         self._clients = clients
@@ -108,6 +110,7 @@ class AwsFunctions:
         self._session = session
         self._objects = objects
         self._show = show
+        self._settle = settle
         self.depth = depth
         self._admission = Admission(limits.concurrency)
         self._running: dict[str, asyncio.Task[bytes]] = {}
@@ -275,6 +278,8 @@ class AwsFunctions:
         replied = Answer.load(body)
         if replied.printed:
             self._show(replied.printed)
+        if replied.mail:
+            self._settle(replied.mail)
         return bytes(replied.reply)
 
     def _retrying(self, call: str, seconds: float) -> tenacity.AsyncRetrying:

@@ -87,7 +87,7 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
     finally:
         watching.cancel()
         printed = here.printed.end()
-    return Answer(replies[0], printed).parsed()
+    return Answer(replies[0], printed, backend.messages.ledger.take()).parsed()
 
 
 def _respond_past(request_id: str, answer: Answer) -> None:
