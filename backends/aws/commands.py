@@ -11,7 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from fsdray.settings import Settings, resolve
+from fsdray.backends.aws import deploy_commands
+from fsdray.backends.aws.deploy_commands import add_place, settings_of
 
 if TYPE_CHECKING:
     from fsdray.arguments import Commands
@@ -27,6 +28,7 @@ that wrote something. A run is one session, from init to shutdown."""
 
 def add(commands: Commands) -> None:
     """Add them to the command line's parser."""
+    deploy_commands.add(commands)
     doctor = commands.add_parser(
         "doctor",
         help="say what is wrong with the account, the stack or this machine (AWS)",
@@ -61,21 +63,6 @@ def add(commands: Commands) -> None:
     )
     logs.add_argument("--json", action="store_true", help="print a JSON object a line")
     logs.set_defaults(run=_logs)
-
-
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Options of all commands: which stack, and where."""
-    parser.add_argument(
-        "--stack", metavar="NAME", help=f"the stack's name (default: {Settings.stack})"
-    )
-    parser.add_argument("--profile", metavar="NAME", help="the profile of AWS's configuration")
-    parser.add_argument("--region", metavar="NAME", help="the AWS region")
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings that the place's options, the environment and the config file give."""
-    names = ("stack", "profile", "region")
-    return resolve({name: getattr(arguments, name) for name in names})
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,10 @@ from fsdray.settings import Settings
 _CONCURRENCY = max(32, 4 * (os.cpu_count() or 1))  # calls, where the settings do not say
 
 
+LIMITS = MessageLimits(linger=0.0)
+"""Those of SNS and SQS; but here a receive costs nobody anything, and a moment is long."""
+
+
 class LocalBackend:
     """Worker processes, inboxes and shared memory of this machine."""
 
@@ -62,7 +66,7 @@ async def connect(
     settings: Settings,
     count: Count,
     *,
-    message_limits: MessageLimits = MessageLimits(),
+    message_limits: MessageLimits = LIMITS,
     object_limits: ObjectLimits = ObjectLimits(),
 ) -> LocalBackend:
     """Start the local backend, as the driver of a session.
@@ -134,14 +138,11 @@ def _handlers(
         worker.admitted -= count
         await pool.dismiss(count)
 
-    async def waiting(number: int, is_waiting: bool) -> None:
+    def waiting(number: int, is_waiting: bool) -> None:
         pool.waiting(worker, number, is_waiting)
 
-    async def prepare(names: Sequence[str]) -> None:
+    def prepare(names: Sequence[str]) -> None:
         pool.prepare(names)
-
-    async def touched(key: str) -> None:
-        watchers.touched(key)
 
     return {
         "run": run,
@@ -149,11 +150,11 @@ def _handlers(
         "dismiss": dismiss,
         "waiting": waiting,
         "prepare": prepare,
-        "touched": touched,
+        "touched": watchers.touched,
         "appeared": watchers.appeared,
         "lease": inboxes.lease,
         "release": inboxes.release,
-        "publish": inboxes.publish,
-        "receive": inboxes.receive,
-        "acknowledge": inboxes.acknowledge,
+        "publish": inboxes.put,
+        "receive": inboxes.take,
+        "acknowledge": inboxes.drop,
     }

@@ -332,7 +332,7 @@ class AsyncCommunicator(Relays):
     async def _reduced(
         self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: Any
     ) -> Any:
-        return await self.compute(fold, op, self._in_order(await exchange, own))
+        return await self._finish(fold, op, self._in_order(await exchange, own))
 
     def _scan(self, operation: Operation, sendobj: Any, op: Op) -> Awaitable[Any]:
         op = _callable(op)
@@ -349,7 +349,7 @@ class AsyncCommunicator(Relays):
     ) -> Any:
         got = await exchange
         values = [got[rank] for rank in range(self.rank)] + own
-        return await self.compute(fold, op, values) if values else None
+        return await self._finish(fold, op, values) if values else None
 
     async def _scanned_at_root(
         self,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fsdray.collective.checksum import checksum
 from fsdray.services import Buffer
 
 VERSION = 3
@@ -129,10 +130,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         len(frame.destinations),
     ) + pack_ranks(frame.destinations)
     mac = bytes(16)
-    checksum = zlib.crc32(head)
-    for part in payload:
-        checksum = zlib.crc32(part, checksum)
-    return [head, *payload, _TRAILER.pack(mac, zlib.crc32(mac, checksum))]
+    return [head, *payload, _TRAILER.pack(mac, zlib.crc32(mac, checksum(head, payload)))]
 
 
 def unpack(data: Buffer) -> Frame:
@@ -151,8 +149,8 @@ def unpack(data: Buffer) -> Frame:
     start = _HEADER.size + ranks * RANK_SIZE
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
-    mac, checksum = _TRAILER.unpack_from(view, start + n)
-    if zlib.crc32(mac, zlib.crc32(view[: start + n])) != checksum:
+    mac, told = _TRAILER.unpack_from(view, start + n)
+    if zlib.crc32(mac, checksum(view[:start], [view[start : start + n]])) != told:
         raise Corrupted("a frame whose checksum does not match")
     destinations = unpack_ranks(view, _HEADER.size, ranks)
     return Frame(

@@ -23,6 +23,7 @@ from fsdray.collective.frames import Key, Operation
 from fsdray.collective.mailbox import Called, Letter
 from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.collective.requests import AsyncRequest
+from fsdray.collective.tail import Tail, is_ours
 from fsdray.errors import CollectiveError, MismatchedCollective
 
 T = TypeVar("T")
@@ -59,6 +60,12 @@ class Member:
         return await asyncio.to_thread(function, *args)
 
     # For the classes above
+
+    async def _finish(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`compute`, as the last thing that an operation does."""
+        if is_ours.get():
+            return Tail(function, *args)
+        return await self.compute(function, *args)
 
     def _exchange(
         self,

@@ -27,9 +27,7 @@ LOOK = 1.0
 waits for what this one had sent it. A receive costs 0.4 µ$, a second of a rank of 1,769 MB 29."""
 
 LINGER = 0.001
-"""Seconds that a rank which waits for several messages gives the next ones to gather, after the
-first came. A receive and its part of an acknowledgement cost 0.5 µ$, which is what a rank of 1,769
-MB costs in 16 ms: worth a moment, not more (prices: FACTS, section 3)."""
+"""Seconds that an `isend` which nobody waits for stays for company."""
 
 
 class QueueChannel:
@@ -100,7 +98,7 @@ class QueueChannel:
             changed.result()
             if not self._most and any(not k.is_send and not self._mailbox.has(k) for k in keys):
                 # The others are on their way, and a receive that brings several is billed once.
-                await asyncio.sleep(LINGER)
+                await asyncio.sleep(self._messages.limits.linger)
         finally:
             del self._collecting[changed]
             changed.cancel()
@@ -245,13 +243,11 @@ class QueueChannel:
         ready, self._ready, self._departure = self._ready, {}, None
         self._hurried.clear()
         limits = self._messages.limits
-        await asyncio.gather(
-            *(
-                self._messages.publish(batch)
-                for group in ready.values()
-                for batch in batches(group, limits)
-            )
-        )
+        full = [batch for group in ready.values() for batch in batches(group, limits)]
+        if len(full) == 1:  # mostly: no task of its own
+            await self._messages.publish(full[0])
+        else:
+            await asyncio.gather(*map(self._messages.publish, full))
 
     def _arrived(self, departure: asyncio.Task[None]) -> None:
         self._under_way.discard(departure)
