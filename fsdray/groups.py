@@ -131,7 +131,7 @@ class NamedGroup:
         try:
             inboxes = await self._meet()
         except BaseException:
-            await self._clean()
+            await self._clean(is_broken=True)
             raise
         self._meeting = Rendezvous(
             self._keys.id, self._terms.channel, tuple(inboxes), medium=self._medium
@@ -301,19 +301,19 @@ class NamedGroup:
         """Leave alone: the group is broken."""
         await self._free_the_name()
         assert self._channel is not None
-        await self._clean(list(self._channel.written))
+        await self._clean(list(self._channel.written), is_broken=True)
 
     async def _free_the_name(self) -> None:
         # On condition: another group may have taken the name since.
         await self._put(self._keys.charter, {"is_over": True}, if_match=self._etag)
 
-    async def _clean(self, written: Sequence[str] = ()) -> None:
+    async def _clean(self, written: Sequence[str] = (), *, is_broken: bool = False) -> None:
         """Remove what is this rank's own."""
         if self._channel is not None:
             assert self.communicator is not None
             await self.communicator.close()
         if self._inboxes:
-            await self._backend.messages.release(self._inboxes)
+            await self._backend.messages.release(self._inboxes, is_broken=is_broken)
             self._inboxes = []
         own = [*written, *([self._keys.place(self.rank)] if self._has_place else ())]
         self._has_place = False

@@ -101,7 +101,7 @@ class Recovery:
             lease.cancel()
         inboxes = [name for lease in done if lease.exception() is None for name in lease.result()]
         if inboxes:
-            await self._backend.messages.release(inboxes)
+            await self._backend.messages.release(inboxes, is_broken=True)
 
     # Inside
 

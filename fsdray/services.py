@@ -330,8 +330,12 @@ class Messages(Protocol):
         """
         ...
 
-    async def release(self, inboxes: Sequence[str]) -> None:
-        """Give inboxes back; what is left in them is gone."""
+    async def release(self, inboxes: Sequence[str], *, is_broken: bool = False) -> None:
+        """Give inboxes back; what is left in them is gone.
+
+        `is_broken` says that not all who used them ended well: what they sent and took is not
+        known. A platform that must empty inboxes may know without asking where it need not.
+        """
         ...
 
     async def publish(self, messages: Sequence[Message]) -> None:

@@ -20,7 +20,7 @@ from fsdray import decoding, failure, gang, loop, modules, recovery, streams, wi
 from fsdray.collective import channels
 from fsdray.costs.medium import Medium
 from fsdray.costs.meter import Meter, metering
-from fsdray.costs.prices import Prices, load_prices
+from fsdray.costs.prices import Prices, load_prices, prices_of
 from fsdray.errors import (
     NotPicklable,
     ObjectLost,
@@ -74,7 +74,7 @@ class Session(Values):
         """What collectives of ranks with so many MB are chosen by."""
         if self._prices is None:
             try:
-                self._prices = load_prices(self.settings.prices)
+                self._prices = prices_of(self.settings)
             except SettingsError:
                 if self.is_driver:
                     raise

@@ -37,6 +37,7 @@ FILES = (
     "test_nesting.py",
     "test_packages.py",
     "test_readme.py",
+    "test_recovery.py",
     "test_retries.py",
     "test_tasks.py",
     "test_tracebacks.py",

@@ -83,11 +83,11 @@ def test_each_setting_is_read_from_the_environment_as_its_type(
     assert type(got) is type(value)
 
 
+_CHOICES = {"channel": "object", "prefer": "fastest", "storage": "express"}
+
+
 def test_every_setting_can_come_from_the_environment() -> None:
-    texts = {
-        field.name: {"channel": "object", "prefer": "fastest"}.get(field.name, "1")
-        for field in dataclasses.fields(Settings)
-    }
+    texts = {field.name: _CHOICES.get(field.name, "1") for field in dataclasses.fields(Settings)}
     settings = resolve({}, {f"FSDRAY_{name.upper()}": text for name, text in texts.items()})
     assert {name: str(getattr(settings, name)) for name in texts} == {
         **texts,

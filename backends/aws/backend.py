@@ -15,10 +15,11 @@ from fsdray._version import __version__
 from fsdray.backends.aws import border, calls
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import AwsFunctions, Show
+from fsdray.backends.aws.messages import AwsMessages
 from fsdray.backends.aws.objects import AwsObjects
 from fsdray.backends.aws.stack import Stack, read_stack
-from fsdray.errors import EnvironmentMismatch, FsdrayError
-from fsdray.services import Count, FunctionLimits, Messages
+from fsdray.errors import EnvironmentMismatch, SettingsError
+from fsdray.services import Count, FunctionLimits
 from fsdray.settings import Settings
 
 _ENDING = 8.0  # seconds that calls are given to see that the session is closed
@@ -31,7 +32,7 @@ class AwsBackend:
     name = "aws"
 
     def __init__(
-        self, session: str, functions: AwsFunctions, messages: Messages, objects: AwsObjects
+        self, session: str, functions: AwsFunctions, messages: AwsMessages, objects: AwsObjects
     ) -> None:
         self.session = session
         self.functions = functions
@@ -40,12 +41,32 @@ class AwsBackend:
 
     @classmethod
     def of_session(
-        cls, stack: Stack, clients: Clients, session: str, limits: FunctionLimits, show: Show
+        cls,
+        stack: Stack,
+        clients: Clients,
+        session: str,
+        limits: FunctionLimits,
+        storage: str,
+        show: Show,
     ) -> AwsBackend:
-        """The services of a session; `show` takes what calls print."""
-        objects = AwsObjects(clients, stack.bucket, f"runs/{session}/")
-        functions = AwsFunctions(clients, stack.functions, session, objects, limits, show)
-        return cls(session, functions, _Missing(), objects)
+        """The services of a session in a function.
+
+        Its slots are given back as soon as they are not used: the function may be frozen then.
+
+        Parameters
+        ----------
+        storage : as in `fsdray.settings.Settings`. show : takes what calls print.
+
+        Raises
+        ------
+        SettingsError : the stack has no such storage.
+        """
+        objects = _objects(clients, stack, session, storage)
+        messages = AwsMessages.of_stack(clients, stack, f"{session}/{secrets.token_hex(4)}", keep=0)
+        functions = AwsFunctions(
+            clients, stack.functions, session, objects, limits, show, messages.ledger.add, storage
+        )
+        return cls(session, functions, messages, objects)
 
     async def close(self) -> None:
         """A function's end is Lambda's to decide."""
@@ -54,13 +75,31 @@ class AwsBackend:
 class _DriverBackend(AwsBackend):
     """The same, with what it must leave as it found it."""
 
-    def __init__(self, of_session: AwsBackend, clients: Clients) -> None:
-        self.__dict__.update(of_session.__dict__)
-        self._clients = clients
+    _clients: Clients
+
+    @classmethod
+    def of_session(
+        cls,
+        stack: Stack,
+        clients: Clients,
+        session: str,
+        limits: FunctionLimits,
+        storage: str,
+        show: Show,
+    ) -> _DriverBackend:
+        objects = _objects(clients, stack, session, storage)
+        messages = AwsMessages.of_stack(clients, stack, session)
+        functions = AwsFunctions(
+            clients, stack.functions, session, objects, limits, show, messages.settle_own, storage
+        )
+        backend = cls(session, functions, messages, objects)
+        backend._clients = clients
+        return backend
 
     async def close(self) -> None:
         try:
             ended = await self.functions.stop(_ENDING)
+            await self.messages.close()
             keys = await self.objects.list("")
             if not ended:
                 # Those that run on find there that they are not wanted; a day ends the marks.
@@ -68,13 +107,6 @@ class _DriverBackend(AwsBackend):
             await self.objects.delete(keys)
         finally:
             await self._clients.close()
-
-
-class _Missing:
-    """Messages, until they are there."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise FsdrayError("the aws backend has no messages yet: use channel='object'")
 
 
 async def connect(settings: Settings, count: Count) -> AwsBackend:
@@ -107,7 +139,7 @@ async def connect(settings: Settings, count: Count) -> AwsBackend:
 
     session = secrets.token_hex(8)
     limits = FunctionLimits(concurrency=concurrency)
-    return _DriverBackend(AwsBackend.of_session(stack, clients, session, limits, show), clients)
+    return _DriverBackend.of_session(stack, clients, session, limits, settings.storage, show)
 
 
 def check(stack: Stack) -> None:
@@ -125,6 +157,17 @@ def check(stack: Stack) -> None:
                 "run `fsdray deploy` to update it, or deploy one beside it with another name and "
                 "choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
             )
+
+
+def _objects(clients: Clients, stack: Stack, session: str, storage: str) -> AwsObjects:
+    """A session's objects; raises `SettingsError` where the stack has no such storage."""
+    bucket = stack.express if storage == "express" else stack.bucket
+    if not bucket:
+        raise SettingsError(
+            f"storage='express': the stack {stack.name!r} has no directory bucket; make one "
+            "with `fsdray deploy --express-zone ZONE`, or leave storage at 'standard'"
+        )
+    return AwsObjects(clients, bucket, f"runs/{session}/")
 
 
 async def _concurrency(clients: Clients) -> int:

@@ -10,7 +10,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsdray.errors import (
@@ -46,7 +46,9 @@ class Event:
     session : the caller's, below which all its objects are.
     call : the call's own id. label : names it for people.
     timeout : seconds. concurrency : calls that the session may run at one time.
-    depth : how many calls are above it that wait for it. payload : what the worker runs.
+    depth : how many calls are above it that wait for it.
+    storage : what holds the session's objects (`fsdray.settings.Settings`).
+    payload : what the worker runs.
     """
 
     session: str
@@ -55,6 +57,7 @@ class Event:
     timeout: float
     concurrency: int
     depth: int
+    storage: str
     payload: Buffer
 
     def dump(self) -> bytes:
@@ -67,6 +70,7 @@ class Event:
             "t": self.timeout,
             "c": self.concurrency,
             "d": self.depth,
+            "o": self.storage,
         }
         return _with_payload(told, self.payload)
 
@@ -84,27 +88,40 @@ class Event:
                 "version of fsdray: run `fsdray deploy` with the version that calls it"
             )
         return cls(
-            told["s"], told["i"], told["l"], told["t"], told["c"], told["d"], _bytes(told["p"])
+            session=told["s"],
+            call=told["i"],
+            label=told["l"],
+            timeout=told["t"],
+            concurrency=told["c"],
+            depth=told["d"],
+            storage=told["o"],
+            payload=_bytes(told["p"]),
         )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call came to that replied."""
+    """What a call came to that replied; `mail` is what it knows of inboxes (`ledger`)."""
 
     reply: Buffer
     printed: Lines
+    mail: list[list[int]] = field(default_factory=list)
 
     def parsed(self) -> dict[str, Any]:
         """As JSON, for Lambda's runtime to write; `load` reads it."""
-        told: dict[str, Any] = {"o": self.printed} if self.printed else {}
+        told = self._beside()
         told["p"] = binascii.b2a_base64(self.reply, newline=False).decode("ascii")
         return told
 
     @classmethod
     def load(cls, data: bytes) -> Answer:
         told = json.loads(data)
-        return cls(_bytes(told["p"]), [(who, line) for who, line in told.get("o", ())])
+        printed = [(who, line) for who, line in told.get("o", ())]
+        return cls(_bytes(told["p"]), printed, told.get("m", []))
+
+    def _beside(self) -> dict[str, Any]:
+        told = {"o": self.printed, "m": self.mail}
+        return {name: each for name, each in told.items() if each}
 
 
 @dataclass(frozen=True)

@@ -99,19 +99,19 @@ class Clients:
         self._region = region
         self._profile = profile
         self._session: Any = None
-        self._clients: dict[str, asyncio.Task[Any]] = {}
+        self._clients: dict[tuple[str | None, str], asyncio.Task[Any]] = {}
         self._open = contextlib.AsyncExitStack()
 
-    async def get(self, service: str, prefix: str = "") -> Any:
+    async def get(self, service: str, prefix: str | None = "") -> Any:
         """The client of ``"s3"``, ``"sqs"``…; made once.
 
         `prefix` begins the names of what its requests are counted as, for services that have
-        several prices; there is one client for each.
+        several prices; there is one client for each. None: who asks counts for himself.
         """
-        making = self._clients.get(prefix + service)
+        making = self._clients.get((prefix, service))
         if making is None or (making.done() and (making.cancelled() or making.exception())):
             making = asyncio.create_task(self._make(service, prefix))
-            self._clients[prefix + service] = making
+            self._clients[prefix, service] = making
         return await asyncio.shield(making)
 
     def control(self, service: str) -> Any:
@@ -131,7 +131,7 @@ class Clients:
         opened, self._open = self._open, contextlib.AsyncExitStack()
         await opened.aclose()
 
-    async def _make(self, service: str, prefix: str) -> Any:
+    async def _make(self, service: str, prefix: str | None) -> Any:
         # Half a second to import: only who uses AWS pays for it.
         from aiobotocore.config import AioConfig
         from aiobotocore.session import AioSession
@@ -165,7 +165,8 @@ class Clients:
                     ),
                 )
             )
-        _meter(client, self.count, prefix)
+        if prefix is not None:
+            _meter(client, self.count, prefix)
         return client
 
 

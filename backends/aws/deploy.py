@@ -26,6 +26,9 @@ from fsdray.settings import Settings
 CODE = "code/"
 """What the keys of code and templates in the bucket begin with."""
 
+TEMPLATE = "code/stack.yaml"
+"""Where the template is kept: a request holds a short one only."""
+
 REQUIREMENTS = "code/requirements.txt"
 """Where the user's own requirements are kept; a parameter of the stack may be too short."""
 
@@ -145,7 +148,6 @@ def deploy(
     )
     package = build(options, settings.cache_directory, is_bare=is_bare)
     parameters = plan.parameters(package.key)
-    whole = plan.template(parameters["Release"])
     if found is not None and _is_same(found, parameters, options.tags):
         show.say(f"The stack {stack.name!r} in {account.region} is as it should be: nothing to do")
         return Deployed(plan.stack, changed=False)
@@ -162,9 +164,9 @@ def deploy(
         try:
             if is_new:
                 bare = parameters | {"Release": ""}
-                stack.change(plan.bare, bare, options.tags, is_new=True)
-            _upload(account, plan, package)
-            stack.change(whole, parameters, options.tags, is_new=False)
+                stack.change({"TemplateBody": plan.bare}, bare, options.tags, is_new=True)
+            url = _upload(account, plan, package, parameters["Release"])
+            stack.change({"TemplateURL": url}, parameters, options.tags, is_new=False)
         except BaseException:
             if is_new and (made := stack.describe()) is not None:
                 _remove(account, stack, made, show)
@@ -289,8 +291,8 @@ def _is_same(
     return outputs.get("Release") == parameters["Release"] and had == dict(tags)
 
 
-def _upload(account: Account, plan: Plan, package: Package) -> None:
-    """Put code and nested templates into the bucket, where they are not there yet."""
+def _upload(account: Account, plan: Plan, package: Package, release: str) -> str:
+    """Put code and templates into the bucket, where they are not there yet; the template's URL."""
     s3, bucket = account.client("s3"), plan.stack.bucket
     with border.crossing(f"uploading the code to {bucket}"):
         there = _keys(s3, bucket, CODE)
@@ -301,12 +303,20 @@ def _upload(account: Account, plan: Plan, package: Package) -> None:
         s3.put_object(Bucket=bucket, Key=REQUIREMENTS, Body=own.encode())
         for ending, text in plan.nested.items():
             s3.put_object(Bucket=bucket, Key=plan.slots_key + ending, Body=text.encode())
+        s3.put_object(Bucket=bucket, Key=TEMPLATE, Body=plan.template(release).encode())
+    domain = "amazonaws.com.cn" if account.partition == "aws-cn" else "amazonaws.com"
+    return f"https://s3.{account.region}.{domain}/{bucket}/{TEMPLATE}"
 
 
 def _tidy(account: Account, plan: Plan, package: Package) -> None:
     """Remove code and templates of earlier releases."""
     s3, bucket = account.client("s3"), plan.stack.bucket
-    used = {REQUIREMENTS, *package.files, *(plan.slots_key + ending for ending in plan.nested)}
+    used = {
+        REQUIREMENTS,
+        TEMPLATE,
+        *package.files,
+        *(plan.slots_key + ending for ending in plan.nested),
+    }
     with border.crossing(f"removing old code from {bucket}"):
         _delete(s3, bucket, sorted(_keys(s3, bucket, CODE) - used))
 

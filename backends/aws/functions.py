@@ -90,6 +90,8 @@ class AwsFunctions:
     ----------
     ladder : functions by their memory in MB. session : whose calls these are.
     objects : where a call finds that it was cancelled. show : takes what calls print.
+    storage : as in `fsdray.settings.Settings`, for the calls' own objects.
+    settle : takes what they know of inboxes.
     depth : calls above this process that wait for it.
     """
 
@@ -101,6 +103,8 @@ class AwsFunctions:
         objects: Objects,
         limits: FunctionLimits,
         show: Show,
+        settle: Callable[[Sequence[Sequence[int]]], None],
+        storage: str = "standard",
         depth: int = 0,
     ) -> None:
         self._clients = clients
@@ -108,6 +112,8 @@ class AwsFunctions:
         self._session = session
         self._objects = objects
         self._show = show
+        self._storage = storage
+        self._settle = settle
         self.depth = depth
         self._admission = Admission(limits.concurrency)
         self._running: dict[str, asyncio.Task[bytes]] = {}
@@ -133,7 +139,14 @@ class AwsFunctions:
         rung(self._ladder, memory)
         call = secrets.token_hex(6)
         event = Event(
-            self._session, call, label, timeout, self.limits.concurrency, self.depth + 1, payload
+            session=self._session,
+            call=call,
+            label=label,
+            timeout=timeout,
+            concurrency=self.limits.concurrency,
+            depth=self.depth + 1,
+            storage=self._storage,
+            payload=payload,
         ).dump()
         is_alone = not self._admission.is_of_gang()
         if is_alone:
@@ -275,6 +288,8 @@ class AwsFunctions:
         replied = Answer.load(body)
         if replied.printed:
             self._show(replied.printed)
+        if replied.mail:
+            self._settle(replied.mail)
         return bytes(replied.reply)
 
     def _retrying(self, call: str, seconds: float) -> tenacity.AsyncRetrying:

@@ -48,7 +48,12 @@ class _Environment:
         if backend is None or backend.session != event.session:
             limits = FunctionLimits(concurrency=event.concurrency)
             backend = self._backend = AwsBackend.of_session(
-                self._stack, self._clients, event.session, limits, self.printed.pass_on
+                self._stack,
+                self._clients,
+                event.session,
+                limits,
+                event.storage,
+                self.printed.pass_on,
             )
         backend.functions.depth = event.depth
         return backend
@@ -87,7 +92,7 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
     finally:
         watching.cancel()
         printed = here.printed.end()
-    return Answer(replies[0], printed).parsed()
+    return Answer(replies[0], printed, backend.messages.ledger.take()).parsed()
 
 
 def _respond_past(request_id: str, answer: Answer) -> None:

@@ -26,9 +26,9 @@ _USES = 1 << 12  # leases that a session makes of what one grant gave it
 
 KEEP = 20.0
 """Seconds that a session keeps slots it does not use, for its next gang."""
-PATIENCE = 45.0
-"""Seconds that a gang waits for slots that other sessions hold: twice what they keep unused ones,
-and some."""
+PATIENCE = 90.0
+"""Seconds that a gang waits for slots that other sessions hold: longer than they keep unused ones,
+and than slots rest that are emptied."""
 _MARGIN = 10.0  # seconds before a hold's end from which on it is not relied on
 _STEP = 0.25, 5.0  # seconds between looks at a pool that has too few slots: first, longest
 _ATTEMPTS = 40  # of one change, others' changes coming first each time
@@ -117,12 +117,13 @@ class Leases:
         self._chance = chance or Random()
         self._epoch = 0
         self._use = _USES  # the next lease's; none before the first grant
+        self._grants: set[int] = set()  # their epochs, as leases tell them
         self._until = 0.0  # this machine's time up to which the hold is sure
         self._busy: dict[int, int] = {}  # the epochs of slots in use
         self._idle: dict[int, float] = {}  # since when
         self._leaving: set[int] = set()  # being given back
-        self._purged: set[int] = set()  # of those, the ones whose queues are being emptied
-        self._dirty: set[int] = set()  # something may wait in their queues
+        self._dirty: set[int] = set()  # to be emptied before that
+        self._purged: set[int] = set()  # emptied, and not given back yet
         self._turn = asyncio.Lock()  # one lease after the other: large gangs must not starve
         self._changing = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -169,16 +170,23 @@ class Leases:
         """Whether this session leased the slot under this epoch, and has not released it."""
         return self._busy.get(slot) == epoch
 
-    async def release(self, slots: Sequence[tuple[int, int]], dirty: Set[int]) -> None:
-        """Take back slots of an epoch each; in the queues of the `dirty` ones something may wait.
+    def made(self, epoch: int) -> bool:
+        """Whether a lease under this epoch was this session's."""
+        return epoch // _USES in self._grants
 
+    async def release(self, slots: Sequence[tuple[int, int]], dirty: Set[int]) -> None:
+        """Take back slots, each with its epoch.
+
+        In the queues of the `dirty` ones something may wait, or a poll that nobody awaits: they
+        are emptied and given back at once, and rest. The others are kept for a while.
         A slot that was lost meanwhile, and leased again, has another epoch.
         """
         mine = {slot for slot, epoch in slots if self.holds(slot, epoch)}
         self._dirty |= mine & dirty
         for slot in mine:
             del self._busy[slot]
-        self._idle.update(dict.fromkeys(mine, self._clock()))
+        self._leaving |= mine & self._dirty
+        self._idle.update(dict.fromkeys(mine - self._dirty, self._clock()))
         self._freed.set()
         self._news.set()
         if self._keep <= 0:
@@ -190,7 +198,7 @@ class Leases:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
         self._dirty.update(self._busy)  # a gang still used them
-        self._idle.update(dict.fromkeys(self._busy, 0.0))
+        self._leaving.update(self._busy)
         self._busy.clear()
         if self._may_hold:
             await self._give_back(everything=True)
@@ -213,6 +221,7 @@ class Leases:
             self._agree(seen)
             if grant is not None:
                 self._epoch, self._use = grant.epoch, 0
+                self._grants.add(grant.epoch % (EPOCHS // _USES))
                 self._hold_until(asked + self._term)
                 self._dirty |= grant.stale
                 return grant.slots
@@ -221,7 +230,8 @@ class Leases:
             if self._clock() >= deadline:
                 raise Throttled(self._too_few(count, seen))
             with suppress(TimeoutError):  # another look, then
-                await asyncio.wait_for(self._freed.wait(), step * (0.5 + self._chance.random()))
+                async with asyncio.timeout(step * (0.5 + self._chance.random())):
+                    await self._freed.wait()
             self._freed.clear()
             own = self._own(count)
             if own is not None:
@@ -325,7 +335,8 @@ class Leases:
             try:
                 if due > now:
                     with suppress(TimeoutError):  # it is time
-                        await asyncio.wait_for(self._news.wait(), due - now)
+                        async with asyncio.timeout(due - now):
+                            await self._news.wait()
                 elif self._renew_at <= now:
                     await self._renew()
                 else:

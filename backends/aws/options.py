@@ -22,10 +22,10 @@ LADDER = (512, 1024, 1769, 3008)
 Developer Guide, "Configure memory")."""
 
 MOST_SLOTS = 1000  # as many as calls an account may run at one time, unless AWS raised it
-_MOST_FUNCTIONS = 16  # so that the template stays below the 51,200 bytes of a request
+_MOST_FUNCTIONS = 16  # the policy of their role names each, in 10,240 bytes (IAM quotas)
 _LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557)
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
-_VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 _SECRET = re.compile(r"arn:[\w-]+:(secretsmanager:[^:]*:\d*:secret:|ssm:[^:]*:\d*:parameter/)\S+")
 # Lambda's own, and those that say where fsdray and AWS are.
 _TAKEN = re.compile(r"(AWS_|FSDRAY_|LAMBDA_|_HANDLER|_X_AMZN|PYTHON)\w*")
@@ -124,8 +124,8 @@ class Options:
         for name in (*self.environment, *self.secrets):
             if not _VARIABLE.fullmatch(name) or _TAKEN.fullmatch(name):
                 raise SettingsError(
-                    f"{name!r} cannot be a variable of functions: letters, digits and _, and no "
-                    "name of AWS's, Lambda's, Python's or fsdray's own"
+                    f"{name!r} cannot be a variable of functions: give two or more letters, digits "
+                    "and _, and no name of AWS's, Lambda's, Python's or fsdray's own"
                 )
         for name, arn in self.secrets.items():
             if not _SECRET.fullmatch(arn):

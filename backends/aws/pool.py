@@ -18,9 +18,10 @@ KEY = "pool.json"
 TERM = 180.0
 """Seconds that a hold lasts unless it is renewed: after that a dead driver's slots are free. The
 ``Date`` header counts whole seconds, and a renewal may take a few: both are small beside it."""
-REST = 75.0
+REST = 65.0
 """Seconds that a purged slot is nobody's: SQS says that a purge takes up to 60 s and may delete
-what is sent meanwhile; the rest is for the whole seconds of ``Date``, and for the purge's way."""
+what is sent meanwhile; the rest is for the whole seconds of ``Date``. A long poll that nobody
+awaits any more has ended by then as well: it would take a message with it."""
 
 _VERSION = 1
 

@@ -118,6 +118,7 @@ def plan(name: str, options: Options, *, region: str, account: str, partition: s
         ),
         queues=f"https://sqs.{region}.{domain}/{account}/{name}-slot-",
         slots=options.slots,
+        express=f"{name}-{account}--{options.express_zone}--x-s3" if options.express_zone else "",
     )
     blocks = range(-(-options.slots // BLOCK))
     text = _file("stack.yaml")

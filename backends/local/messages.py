@@ -263,7 +263,7 @@ class LocalMessages:
     async def lease(self, count: int) -> list[str]:
         return await self._post.lease(count)
 
-    async def release(self, inboxes: Sequence[str]) -> None:
+    async def release(self, inboxes: Sequence[str], *, is_broken: bool = False) -> None:
         await self._post.release(inboxes)
 
     async def publish(self, messages: Sequence[Message]) -> None:

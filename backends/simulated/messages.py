@@ -207,7 +207,7 @@ class SimulatedMessages:
     async def lease(self, count: int) -> list[str]:
         return self._inboxes.lease(count)
 
-    async def release(self, inboxes: Sequence[str]) -> None:
+    async def release(self, inboxes: Sequence[str], *, is_broken: bool = False) -> None:
         self._inboxes.release(inboxes)
 
     async def publish(self, messages: Sequence[Message]) -> None:

@@ -102,12 +102,12 @@ class FaultyMessages:
         """See `fsdray.services.Messages.lease`."""
         return await self._messages.lease(count)
 
-    async def release(self, inboxes: Sequence[str]) -> None:
+    async def release(self, inboxes: Sequence[str], *, is_broken: bool = False) -> None:
         """See `fsdray.services.Messages.release`."""
         for inbox in inboxes:
             self._held.pop(inbox, None)
             self._out.pop(inbox, None)
-        await self._messages.release(inboxes)
+        await self._messages.release(inboxes, is_broken=is_broken)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `fsdray.services.Messages.publish`."""

@@ -24,7 +24,7 @@ from fsdray.testing import Death, Faults, compute, simulate
 from fsdray.testing.simulation import Simulation
 from tests.collective import CHANNELS, noise, services
 
-SOME = ("queue", "object")
+SOME = ("queue", "object", "auto")
 BAD = Faults(duplicate=0.1, delay=0.1, reorder=0.2, corrupt=0.05, forget=0.1, partial=0.1, twin=0.2)
 
 

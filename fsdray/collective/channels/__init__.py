@@ -201,7 +201,7 @@ async def clear(
     billed: its dead ranks cannot say what they wrote.
     """
     if rendezvous.has_inboxes:
-        await backend.messages.release(rendezvous.inboxes)
+        await backend.messages.release(rendezvous.inboxes, is_broken=is_broken)
     if rendezvous.channel == "queue" and not rendezvous.recovers:
         return
     if is_broken:
