@@ -172,7 +172,7 @@ def child(call: Call, rank: int, timeout: float) -> Call:
 
 def rendezvous(gang: Gang) -> Rendezvous:
     """Where the gang meets."""
-    return Rendezvous(gang.id, gang.channel, gang.inboxes, gang.moved, gang.recovers)
+    return Rendezvous(gang.id, gang.channel, gang.inboxes, gang.moved, gang.recovers, gang.medium)
 
 
 def breaker_for(backend: Backend, gang: Gang, meeting: Callable[[], Rendezvous]) -> Breaker:

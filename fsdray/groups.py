@@ -20,13 +20,14 @@ from urllib.parse import quote
 from fsdray import collective, context, failure, loop, session
 from fsdray.collective import channels, plain
 from fsdray.collective.channels import Channel, Rendezvous
-from fsdray.collective.channels import object as object_channel
+from fsdray.collective.combined import path
 from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.endpoint import named
 from fsdray.collective.envelope import rank_in
 from fsdray.collective.frames import Key
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.member import WORLD, child_id
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.errors import (
     CollectiveError,
     CollectiveTimeout,
@@ -85,7 +86,14 @@ class NamedGroup:
     """
 
     def __init__(
-        self, backend: Backend, name: str, rank: int, terms: Terms, deadline: float, who: str
+        self,
+        backend: Backend,
+        name: str,
+        rank: int,
+        terms: Terms,
+        deadline: float,
+        who: str,
+        medium: Medium = USUAL,
     ) -> None:
         check_channel(terms.channel)
         if not 0 < len(name) <= _LONGEST_NAME:
@@ -99,6 +107,7 @@ class NamedGroup:
         self._terms = terms
         self._deadline = deadline
         self._who = who
+        self._medium = medium  # the first rank's, for all
         self._keys = Keys(name)
         self._etag = ""  # of the charter
         self._has_place = False
@@ -124,7 +133,9 @@ class NamedGroup:
         except BaseException:
             await self._clean(is_broken=True)
             raise
-        self._meeting = Rendezvous(self._keys.id, self._terms.channel, tuple(inboxes))
+        self._meeting = Rendezvous(
+            self._keys.id, self._terms.channel, tuple(inboxes), medium=self._medium
+        )
         mailbox = Mailbox(self._meeting.epoch, self.rank, self.breaker.heard)
         self.breaker.listen(lambda error: mailbox.fail(lambda: again(error)))
         self._channel = channels.open_channel(
@@ -160,7 +171,7 @@ class NamedGroup:
                 goodbye = Key(number, True, 0, 0)  # its one reader removes it
                 written = list(self._channel.written)
                 if self._terms.channel == "object":
-                    written.append(object_channel.path(self._keys.id, goodbye, self.rank))
+                    written.append(path(self._keys.id, goodbye, self.rank))
             self._has_place = False
         except BaseException:
             await self._end()
@@ -185,7 +196,7 @@ class NamedGroup:
         self._keys = Keys(self.name, group)
         if terms != self._terms:
             raise await self._refused(f"{self._title()} has {self._terms}, the others have {terms}")
-        if terms.channel == "queue":
+        if channels.has_inboxes(terms.channel):
             self._inboxes = await self._backend.messages.lease(1)
         place = {"who": self._who, "inboxes": self._inboxes}
         if await self._put(self._keys.place(self.rank), place, if_absent=True) is None:
@@ -208,7 +219,7 @@ class NamedGroup:
             old = _loaded(blob)
             if blob is None or old is None or old["is_over"]:
                 group = secrets.token_hex(16)
-                terms = vars(self._terms)
+                terms = {**vars(self._terms), "medium": self._medium.as_json()}
                 new = {"id": group, "is_over": False, "by": self._who, **terms}
                 etag = await self._put(
                     key, new, if_absent=blob is None, if_match=blob.etag if blob else None
@@ -218,6 +229,7 @@ class NamedGroup:
                     return group, self._terms
             else:
                 self._etag = blob.etag
+                self._medium = Medium.from_json(old["medium"])
                 return old["id"], Terms(old["world_size"], old["channel"])
 
     async def _gather(self) -> dict[str, Any]:
@@ -373,10 +385,11 @@ def init_group(
     now = context.get_runtime_context()
     who = "the driver" if now.task_id is None else f"task {now.task_name}, id {now.task_id}"
     terms = Terms(world_size, channel or here.settings.channel)
+    medium = here.medium(here.settings.memory)
 
     async def join() -> NamedGroup:
         collective.by_chance("init_group")  # what a rank that ran before had told it is gone
-        group = NamedGroup(here.backend, name, rank, terms, limit, who)
+        group = NamedGroup(here.backend, name, rank, terms, limit, who, medium)
         await group.join()
         return group
 

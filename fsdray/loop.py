@@ -7,15 +7,14 @@ operators never run on it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fsdray.errors import FsdrayError
 
@@ -193,18 +192,64 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     except FsdrayError:
         coroutine.close()
         raise
-    future = submit(coroutine)
+    work = _Work(coroutine)
     try:
         meanwhile = _meanwhile
-        if meanwhile is None:
-            return future.result()
-        with contextlib.suppress(TimeoutError):  # this wait's, or its own, which comes again
-            return future.result(_MOMENT)
+        if meanwhile is None or work.wait(_MOMENT):
+            return work.result()
         with meanwhile():
-            return future.result()
+            return work.result()
     except BaseException:
-        future.cancel()
+        work.cancel()
         raise
+
+
+class _Work(Generic[T]):
+    """A coroutine on the loop that one thread waits for: a lock, and no future on either side."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._over = threading.Lock()
+        self._over.acquire()
+        self._value: T
+        self._error: BaseException | None = None
+        self._job = Job(self._do(), self._ended)
+        self._job.start()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Whether it is over, after so many seconds at most."""
+        if self._over.acquire(timeout=timeout):
+            self._over.release()
+            return True
+        return False
+
+    def result(self) -> T:
+        """Wait for what it returns, or raises."""
+        self.wait()
+        error, self._error = self._error, None
+        if isinstance(error, asyncio.CancelledError):
+            raise CancelledError  # the thread's own word for it
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+        return self._value
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self._job.cancel()
+
+    async def _do(self) -> None:
+        try:
+            self._value = await self._coroutine
+        except BaseException as error:  # whatever it is, it is raised by who waits
+            self._error = error
+        finally:
+            self._over.release()  # at once: no other turn of the loop is needed
+
+    def _ended(self, job: Job, error: BaseException | None) -> None:
+        self._coroutine.close()  # it may never have begun
 
 
 def meanwhile() -> Callable[[], AbstractContextManager[None]] | None:

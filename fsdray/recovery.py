@@ -21,8 +21,14 @@ from fsdray.retries import RetryPolicy, catches_up
 from fsdray.services import Backend
 from fsdray.wire import Call, Gang, Reply, Report
 
-_TROUBLE = (PlatformError, SettingsError, LookupError)
+_TROUBLE = (PlatformError, SettingsError, LookupError, TimeoutError)
 """What may come of leasing an inbox, telling the others, or reading a log that is gone."""
+
+_SOON = 1.0  # seconds in which a lease that was asked for is there, if ever
+
+_PATIENCE = 10.0
+"""Seconds for which an inbox is waited for: others may give theirs back. Where all that there are
+belong to this very gang none will come, but the gang can start anew in those that it has."""
 
 
 def recovering(spec: Gang) -> Gang:
@@ -88,11 +94,14 @@ class Recovery:
 
     async def close(self) -> None:
         """Give back what was leased; the gang is over."""
-        if self._leasing:
-            leases = await asyncio.gather(*self._leasing, return_exceptions=True)
-            inboxes = [name for lease in leases if isinstance(lease, list) for name in lease]
-            if inboxes:
-                await self._backend.messages.release(inboxes, is_broken=True)
+        if not self._leasing:
+            return
+        done, pending = await asyncio.wait(self._leasing, timeout=_SOON)
+        for lease in pending:  # there is none to be had
+            lease.cancel()
+        inboxes = [name for lease in done if lease.exception() is None for name in lease.result()]
+        if inboxes:
+            await self._backend.messages.release(inboxes, is_broken=True)
 
     # Inside
 
@@ -171,7 +180,8 @@ class Recovery:
         # Whoever is stopped meanwhile must not lose what was leased.
         lease = asyncio.ensure_future(self._backend.messages.lease(1))
         self._leasing.add(lease)
-        (inbox,) = await asyncio.shield(lease)
+        async with asyncio.timeout(_PATIENCE):
+            (inbox,) = await asyncio.shield(lease)
         return inbox
 
     def _start_anew(self, attempt: int, error: PlatformError) -> PlatformError:

@@ -73,7 +73,7 @@ class TaskOptions:
         ``num_cpus=n`` asks for as much memory as gives n CPUs.
     name : what the call is called in logs and errors; by default the function's own name.
     world_size : ranks of a gang; the call returns a list of one ref a rank.
-    channel : how the gang talks: ``"queue"`` or ``"object"``.
+    channel : how the gang talks: ``"queue"``, ``"object"`` or ``"auto"``.
     max_retries, retry_exceptions : see `fsdray.retries.RetryPolicy`. Of a gang ``max_retries``, by
         default 0, says how often each rank may be started again, alone where that is possible
         (docs/collectives.md); ``retry_exceptions`` is not for gangs.

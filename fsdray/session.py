@@ -18,7 +18,9 @@ from weakref import WeakValueDictionary
 
 from fsdray import decoding, failure, gang, loop, modules, recovery, streams, wire
 from fsdray.collective import channels
+from fsdray.costs.medium import Medium
 from fsdray.costs.meter import Meter, metering
+from fsdray.costs.prices import Prices, load_prices, prices_of
 from fsdray.errors import (
     NotPicklable,
     ObjectLost,
@@ -47,6 +49,7 @@ class Session(Values):
 
     def __init__(self, backend: Backend, settings: Settings, is_driver: bool) -> None:
         super().__init__(backend, settings, is_driver)
+        self._prices: Prices | None = None  # once they are read
         self._functions: dict[str, Kept] = {}
         self._large: WeakValueDictionary[bytes, Entry] = WeakValueDictionary()  # by digest
         self.environment = Environment()  # inside a task, what its own call was given
@@ -66,6 +69,18 @@ class Session(Values):
                 f"a gang of {world_size} cannot be whole: {limits.concurrency} calls may run at "
                 f"one time. Start fewer ranks, or fsdray.init(concurrency={world_size})"
             )
+
+    def medium(self, memory: int) -> Medium:
+        """What collectives of ranks with so many MB are chosen by."""
+        if self._prices is None:
+            try:
+                self._prices = prices_of(self.settings)
+            except SettingsError:
+                if self.is_driver:
+                    raise
+                # A worker need not have the caller's file; what is billed is priced by the caller.
+                self._prices = load_prices()
+        return Medium.of(self._prices, memory, self.settings.prefer)
 
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
@@ -306,7 +321,8 @@ class Session(Values):
     ) -> GangResult:
         """One attempt of a whole gang."""
         size = len(call.returns)
-        place = await channels.prepare(self.backend, submission.channel, size)
+        medium = self.medium(call.memory)
+        place = await channels.prepare(self.backend, submission.channel, size, medium)
         written: list[str] = []
         is_whole = False
         try:
@@ -318,6 +334,7 @@ class Session(Values):
                 channel=place.channel,
                 inboxes=place.inboxes,
                 given=given,
+                medium=medium,
             )
             if submission.retry.max_retries:
                 spec = recovery.recovering(spec)

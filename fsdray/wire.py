@@ -24,6 +24,7 @@ import cloudpickle
 
 from fsdray import modules
 from fsdray._version import __version__
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.errors import EnvironmentMismatch, FsdrayError, NotPicklable
 from fsdray.services import Buffer
 from fsdray.settings import Settings
@@ -302,7 +303,8 @@ class Gang:
 
     `given` holds, for each rank of this rank's subtree, what `fsdray.per_rank` arguments fill the
     holes with, so that a value travels down to its rank alone. Where it `recovers`, ranks that die
-    may be started again; `moved` says how often those were that were.
+    may be started again; `moved` says how often those were that were. `medium` is what
+    its collectives are chosen by.
     """
 
     id: str
@@ -314,6 +316,7 @@ class Gang:
     given: Mapping[int, Mapping[int, Payload]]
     recovers: bool = False
     moved: Mapping[int, int] = field(default_factory=dict)
+    medium: Medium = USUAL
 
 
 @dataclass(frozen=True)

@@ -28,23 +28,23 @@ FILES = (
     "test_cli.py",
     "test_executor.py",
     "test_failure.py",
-    "test_first_minutes.py",
     "test_gang_failures.py",
     "test_generators.py",
     "test_groups.py",
     "test_lifetimes.py",
-    "test_many.py",
     "test_maps.py",
     "test_modules.py",
     "test_nesting.py",
-    "test_output.py",
     "test_packages.py",
     "test_readme.py",
+    "test_recovery.py",
     "test_retries.py",
     "test_tasks.py",
     "test_tracebacks.py",
 )
-"""Files and directories, below ``tests``, that know a session and no backend."""
+"""Files and directories, below ``tests``, that know a session and no backend. Not among them:
+``test_output``, ``test_first_minutes`` (they wait for output that on AWS comes with the reply),
+``test_many`` (thousands of calls and kills), ``test_idle`` (CPU time of local processes)."""
 
 SLOTS = 200
 _SECONDS = 20.0  # that what was told to stop may take
@@ -72,12 +72,26 @@ def runs(item: pytest.Item) -> bool:
 
 @contextmanager
 def platform() -> Iterator[None]:
-    """A stack on an emulator, which sessions of these tests find; at the end both are gone."""
-    os.environ["FSDRAY_BACKEND"] = "aws"
+    """A stack on an emulator, which the sessions of these tests find; at the end both are gone."""
+    # Only here: they import AWS's clients, which takes a second.
+    from fsdray.testing.emulator import Emulator
+    from tests.deployed import deployed, using
+
     if "AWS_ENDPOINT_URL" in os.environ:
-        yield
+        with using({"FSDRAY_BACKEND": "aws"}):
+            yield
         return
-    yield
+    with (
+        Emulator(cloudwatch=True) as emulator,
+        deployed(emulator, "tests", slots=SLOTS) as variables,
+        using(variables | {"FSDRAY_BACKEND": "aws"}),
+    ):
+        yield
+
+
+def amount(usual: int, on_aws: int) -> int:
+    """How many a test takes: fewer on AWS's services, where each costs requests."""
+    return on_aws if _is_chosen else usual
 
 
 def check_nothing_left() -> None:
@@ -107,4 +121,5 @@ def check_nothing_left() -> None:
     deadline = time.monotonic() + _SECONDS
     while objects() and time.monotonic() < deadline:  # a call that was cancelled may write one yet
         time.sleep(0.2)
-    assert not objects(), "objects were left over"
+    left = objects()
+    assert not left, f"{len(left)} objects were left over, such as {left[:3]}"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import fsdray as fsd
 from fsdray.errors import FsdrayError, FunctionCrashed, SettingsError, TaskCancelled, TaskError
+from tests import on_aws
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -233,8 +234,9 @@ def test_a_callback_may_submit_and_get() -> None:
 
 def test_many_calls_end_right() -> None:
     with fsd.Executor(max_workers=4) as executor:
-        pending = [executor.submit(add, n) for n in range(500)]
-        assert [future.result() for future in pending] == list(range(1, 501))
+        count = on_aws.amount(500, 100)
+        pending = [executor.submit(add, n) for n in range(count)]
+        assert [future.result() for future in pending] == list(range(1, count + 1))
 
 
 @settings(max_examples=20, deadline=None)

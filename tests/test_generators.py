@@ -28,6 +28,7 @@ from fsdray.errors import (
     TaskCancelled,
     TaskError,
 )
+from tests import on_aws
 from tests.conftest import clean_session, two_at_a_time
 
 pytestmark = pytest.mark.usefixtures("session")
@@ -219,14 +220,14 @@ def test_an_array_is_a_read_only_view() -> None:
 
 
 def test_ten_thousand_items_come_in_order_and_few_are_kept() -> None:
-    most = 100
-    generator = count.options(_generator_backpressure_num_objects=most).remote(10_000)
+    items, most = on_aws.amount(10_000, 300), 100
+    generator = count.options(_generator_backpressure_num_objects=most).remote(items)
     task = generator.task_id()
     for number, ref in enumerate(generator):
         assert fsd.get(ref) == number
-        if number % 1000 == 0:
-            items = fsd.loop.run(objects().list(f"values/{task}-"))
-            assert len(items) <= most + 1
+        if number % (items // 10) == 0:
+            kept = fsd.loop.run(objects().list(f"values/{task}-"))
+            assert len(kept) <= most + 1
     del ref, generator
     swept()
     assert stored(task) == []

@@ -68,6 +68,7 @@ def deep(depth: int) -> int:
     return 0 if depth == 0 else 1 + int(fsd.get(deep.remote(depth - 1)))
 
 
+@pytest.mark.local_only("on Lambda each call that waits has an environment of its own")
 def test_a_chain_of_waits_may_be_longer_than_there_is_concurrency() -> None:
     assert fsd.get([deep.remote(25), deep.remote(25)], timeout=100) == [25, 25]
 
@@ -137,6 +138,7 @@ def test_workers_hash_texts_alike() -> None:
     assert first == second
 
 
+@pytest.mark.local_only("functions of AWS hash by a seed of their own")
 def test_the_caller_hashes_as_workers_do_where_its_seed_is_set(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

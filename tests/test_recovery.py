@@ -13,13 +13,13 @@ import pytest
 
 import fsdray as fsd
 from fsdray import inference, loop, session, wire
-from fsdray.errors import OutOfMemory, RankFailed, SettingsError, TaskCancelled
+from fsdray.errors import FunctionCrashed, OutOfMemory, RankFailed, SettingsError, TaskCancelled
 from fsdray.inference import batch
-from tests import mortal
+from tests import mortal, on_aws
 
 pytestmark = pytest.mark.usefixtures("session")
 
-SOME = ("queue", "object")
+SOME = ("queue", "object", "auto")
 
 
 def invocations() -> int:
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 def test_ranks_killed_at_any_operation_run_again_alone(channel: str) -> None:
     program = fsd.remote(world_size=4, channel=channel, max_retries=2, timeout=60)(mortal.works)
     whole = [got for got, _ in fsd.get(program.remote(9, {}))]
-    for seed in range(12):
+    for seed in range(3 if on_aws.is_chosen() else 12):
         rng = random.Random(seed)
         deaths: dict[tuple[int, int], int] = {}
         for _ in range(rng.choice([1, 1, 2, 3])):
@@ -64,7 +64,7 @@ def test_a_rank_that_dies_too_often_breaks_its_gang(channel: str) -> None:
     with pytest.raises(RankFailed) as raised:
         fsd.get(program.remote(6, {(1, 1): 3, (1, 2): 5}), timeout=60)
     assert raised.value.ranks == [1]
-    assert "SIGKILL" in str(raised.value.cause)
+    assert isinstance(raised.value.cause, FunctionCrashed)
     assert leftovers() == []
     before = invocations()
     with pytest.raises(RankFailed):  # as ever, where nothing was said

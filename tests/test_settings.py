@@ -83,11 +83,11 @@ def test_each_setting_is_read_from_the_environment_as_its_type(
     assert type(got) is type(value)
 
 
+_CHOICES = {"channel": "object", "prefer": "fastest", "storage": "express"}
+
+
 def test_every_setting_can_come_from_the_environment() -> None:
-    texts = {
-        field.name: {"channel": "object"}.get(field.name, "1")
-        for field in dataclasses.fields(Settings)
-    }
+    texts = {field.name: _CHOICES.get(field.name, "1") for field in dataclasses.fields(Settings)}
     settings = resolve({}, {f"FSDRAY_{name.upper()}": text for name, text in texts.items()})
     assert {name: str(getattr(settings, name)) for name in texts} == {
         **texts,
@@ -183,6 +183,13 @@ def test_a_bad_value_in_the_file_is_refused() -> None:
 def test_each_channel_is_accepted(channel: str) -> None:
     check_channel(channel)
     assert Settings(channel=channel).channel == channel
+
+
+@pytest.mark.parametrize("prefer", ["best", "", None, 1])
+def test_an_unknown_preference_is_refused_with_those_that_exist(prefer: Any) -> None:
+    assert Settings(prefer="fastest").prefer == "fastest"
+    with pytest.raises(SettingsError, match="cheapest, fastest"):
+        Settings(prefer=prefer)
 
 
 @pytest.mark.parametrize("channel", ["pigeon", "", "Queue", None, 1])

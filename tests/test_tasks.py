@@ -25,6 +25,7 @@ from fsdray.errors import (
     SettingsError,
     TaskError,
 )
+from tests import on_aws
 
 pytestmark = pytest.mark.usefixtures("session")
 
@@ -199,7 +200,7 @@ def test_an_exception_that_cannot_be_pickled_arrives_as_text() -> None:
 
 
 def test_the_three_deaths_are_three_errors_with_the_last_lines() -> None:
-    @fsd.remote(memory=256, timeout=3)
+    @fsd.remote(memory=256)
     def die(how: str) -> None:
         print(f"dying by {how}")
         if how == "exit":
@@ -216,9 +217,9 @@ def test_the_three_deaths_are_three_errors_with_the_last_lines() -> None:
         ("time", FunctionTimeout, "timeout=SECONDS"),
     ):
         with pytest.raises(error, match=says) as raised:
-            fsd.get(die.remote(how))
+            fsd.get(die.options(timeout=3 if how == "time" else 60).remote(how))
         assert isinstance(raised.value, PlatformError)
-        assert raised.value.log[-1] == f"dying by {how}"
+        assert f"dying by {how}" in raised.value.log[-2:]  # the platform may have the last word
     assert fsd.get(add.remote(1)) == 2
 
 
@@ -366,6 +367,7 @@ def test_refs_can_be_awaited_and_have_futures() -> None:
         fail.remote(KeyError("x")).future().result(10)
 
 
+@pytest.mark.local_only("on AWS lines name no process")
 def test_what_a_task_prints_appears_at_the_caller(tmp_path: Any) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -384,6 +386,7 @@ def test_what_a_task_prints_appears_at_the_caller(tmp_path: Any) -> None:
     assert re.match(r"\(speak [0-9a-f]{4}-\d+, pid \d+\) hello", done.stderr)
 
 
+@pytest.mark.local_only("S3 is never full")
 def test_a_full_store_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = fsd.session.current().backend.objects
 
@@ -461,8 +464,9 @@ def test_a_large_argument_is_stored_once_while_any_task_needs_it() -> None:
 
 
 def test_thousands_of_results_stay_right_and_leave_no_objects() -> None:
-    refs = [add.remote(n) for n in range(2000)]
-    assert fsd.get(refs) == list(range(1, 2001))
+    count = on_aws.amount(2000, 200)
+    refs = [add.remote(n) for n in range(count)]
+    assert fsd.get(refs) == list(range(1, count + 1))
     fsd.loop.run(fsd.session.current().flush())
     keys = fsd.loop.run(fsd.session.current().backend.objects.list("arguments/"))
     assert keys == []

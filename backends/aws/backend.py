@@ -18,7 +18,7 @@ from fsdray.backends.aws.functions import AwsFunctions, Show
 from fsdray.backends.aws.messages import AwsMessages
 from fsdray.backends.aws.objects import AwsObjects
 from fsdray.backends.aws.stack import Stack, read_stack
-from fsdray.errors import EnvironmentMismatch
+from fsdray.errors import EnvironmentMismatch, SettingsError
 from fsdray.services import Count, FunctionLimits
 from fsdray.settings import Settings
 
@@ -41,16 +41,30 @@ class AwsBackend:
 
     @classmethod
     def of_session(
-        cls, stack: Stack, clients: Clients, session: str, limits: FunctionLimits, show: Show
+        cls,
+        stack: Stack,
+        clients: Clients,
+        session: str,
+        limits: FunctionLimits,
+        storage: str,
+        show: Show,
     ) -> AwsBackend:
-        """The services of a session in a function; `show` takes what calls print.
+        """The services of a session in a function.
 
         Its slots are given back as soon as they are not used: the function may be frozen then.
+
+        Parameters
+        ----------
+        storage : as in `fsdray.settings.Settings`. show : takes what calls print.
+
+        Raises
+        ------
+        SettingsError : the stack has no such storage.
         """
-        objects = AwsObjects(clients, stack.bucket, f"runs/{session}/")
+        objects = _objects(clients, stack, session, storage)
         messages = AwsMessages.of_stack(clients, stack, f"{session}/{secrets.token_hex(4)}", keep=0)
         functions = AwsFunctions(
-            clients, stack.functions, session, objects, limits, show, messages.ledger.add
+            clients, stack.functions, session, objects, limits, show, messages.ledger.add, storage
         )
         return cls(session, functions, messages, objects)
 
@@ -65,12 +79,18 @@ class _DriverBackend(AwsBackend):
 
     @classmethod
     def of_session(
-        cls, stack: Stack, clients: Clients, session: str, limits: FunctionLimits, show: Show
+        cls,
+        stack: Stack,
+        clients: Clients,
+        session: str,
+        limits: FunctionLimits,
+        storage: str,
+        show: Show,
     ) -> _DriverBackend:
-        objects = AwsObjects(clients, stack.bucket, f"runs/{session}/")
+        objects = _objects(clients, stack, session, storage)
         messages = AwsMessages.of_stack(clients, stack, session)
         functions = AwsFunctions(
-            clients, stack.functions, session, objects, limits, show, messages.settle_own
+            clients, stack.functions, session, objects, limits, show, messages.settle_own, storage
         )
         backend = cls(session, functions, messages, objects)
         backend._clients = clients
@@ -119,7 +139,7 @@ async def connect(settings: Settings, count: Count) -> AwsBackend:
 
     session = secrets.token_hex(8)
     limits = FunctionLimits(concurrency=concurrency)
-    return _DriverBackend.of_session(stack, clients, session, limits, show)
+    return _DriverBackend.of_session(stack, clients, session, limits, settings.storage, show)
 
 
 def check(stack: Stack) -> None:
@@ -137,6 +157,17 @@ def check(stack: Stack) -> None:
                 "run `fsdray deploy` to update it, or deploy one beside it with another name and "
                 "choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
             )
+
+
+def _objects(clients: Clients, stack: Stack, session: str, storage: str) -> AwsObjects:
+    """A session's objects; raises `SettingsError` where the stack has no such storage."""
+    bucket = stack.express if storage == "express" else stack.bucket
+    if not bucket:
+        raise SettingsError(
+            f"storage='express': the stack {stack.name!r} has no directory bucket; make one "
+            "with `fsdray deploy --express-zone ZONE`, or leave storage at 'standard'"
+        )
+    return AwsObjects(clients, bucket, f"runs/{session}/")
 
 
 async def _concurrency(clients: Clients) -> int:

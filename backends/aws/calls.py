@@ -15,10 +15,10 @@ from typing import Any
 
 from fsdray.errors import (
     EnvironmentMismatch,
+    FsdrayError,
     FunctionCrashed,
     FunctionTimeout,
     OutOfMemory,
-    PlatformError,
     ServiceError,
 )
 from fsdray.services import Buffer
@@ -46,7 +46,9 @@ class Event:
     session : the caller's, below which all its objects are.
     call : the call's own id. label : names it for people.
     timeout : seconds. concurrency : calls that the session may run at one time.
-    depth : how many calls are above it that wait for it. payload : what the worker runs.
+    depth : how many calls are above it that wait for it.
+    storage : what holds the session's objects (`fsdray.settings.Settings`).
+    payload : what the worker runs.
     """
 
     session: str
@@ -55,6 +57,7 @@ class Event:
     timeout: float
     concurrency: int
     depth: int
+    storage: str
     payload: Buffer
 
     def dump(self) -> bytes:
@@ -67,6 +70,7 @@ class Event:
             "t": self.timeout,
             "c": self.concurrency,
             "d": self.depth,
+            "o": self.storage,
         }
         return _with_payload(told, self.payload)
 
@@ -84,7 +88,14 @@ class Event:
                 "version of fsdray: run `fsdray deploy` with the version that calls it"
             )
         return cls(
-            told["s"], told["i"], told["l"], told["t"], told["c"], told["d"], _bytes(told["p"])
+            session=told["s"],
+            call=told["i"],
+            label=told["l"],
+            timeout=told["t"],
+            concurrency=told["c"],
+            depth=told["d"],
+            storage=told["o"],
+            payload=_bytes(told["p"]),
         )
 
 
@@ -96,11 +107,8 @@ class Answer:
     printed: Lines
     mail: list[list[int]] = field(default_factory=list)
 
-    def dump(self) -> bytes:
-        return _with_payload(self._beside(), self.reply)
-
     def parsed(self) -> dict[str, Any]:
-        """What `dump` writes, for Lambda's runtime to write."""
+        """As JSON, for Lambda's runtime to write; `load` reads it."""
         told = self._beside()
         told["p"] = binascii.b2a_base64(self.reply, newline=False).decode("ascii")
         return told
@@ -179,14 +187,22 @@ def read_log(encoded: str | None) -> Told:
 
 
 def failure_of(
-    error: bytes, log: Told, *, name: str, memory: int, timeout: float, seconds: float
-) -> PlatformError:
+    error: bytes,
+    log: Told,
+    *,
+    name: str,
+    memory: int,
+    given: int,
+    timeout: float,
+    seconds: float,
+) -> FsdrayError:
     """The error of a call that did not reply, from what Lambda answered.
 
     Parameters
     ----------
     error : the answer's body. name : the call's, for people.
-    memory, timeout : the limits it had, in MB and seconds. seconds : that it took.
+    memory, given, timeout : what it asked for and what it had, in MB, and its seconds.
+    seconds : that it took.
     """
     try:
         told = json.loads(error)
@@ -196,9 +212,10 @@ def failure_of(
     status = re.search(r"exit status (\d+)", message)
     code = int(status[1]) if status else None
     if kind == "Runtime.OutOfMemory" or ("signal: killed" in message and not log.had_memory):
+        more = "" if given == memory else f", and of the {given} MB that its function has"
         return OutOfMemory(
-            f"{name} used more than its memory of {memory} MB, and was stopped; give it more "
-            "with the option memory=MB",
+            f"{name} used more than its memory of {memory} MB{more}, and was stopped; give it "
+            f"more than {given} MB with the option memory=MB",
             log.lines,
         )
     if (
@@ -213,6 +230,8 @@ def failure_of(
             "with the option timeout=SECONDS",
             log.lines,
         )
+    if kind == "EnvironmentMismatch":
+        return EnvironmentMismatch(message)
     if kind == "Function.ResponseSizeTooLarge":
         return FunctionCrashed(
             f"{name} replied with more than a function may send back ({message}): lower the "
@@ -252,10 +271,7 @@ def shown(printed: Sequence[tuple[str, str]]) -> list[str]:
 def _with_payload(told: dict[str, Any], payload: Buffer) -> bytes:
     # The payload may be megabytes: put in by hand, it is not looked at for what to escape.
     head = json.dumps(told, separators=(",", ":"))[:-1]
-    comma = "," if told else ""
-    return b"".join(
-        (f'{head}{comma}"p":"'.encode(), binascii.b2a_base64(payload, newline=False), b'"}')
-    )
+    return b"".join((f'{head},"p":"'.encode(), binascii.b2a_base64(payload, newline=False), b'"}'))
 
 
 def _bytes(encoded: str) -> bytes:

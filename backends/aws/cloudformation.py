@@ -88,9 +88,18 @@ class CloudFormation:
                 yield from self._resources(each["PhysicalResourceId"])
 
     def change(
-        self, template: str, parameters: Mapping[str, str], tags: Mapping[str, str], *, is_new: bool
+        self,
+        template: Mapping[str, str],
+        parameters: Mapping[str, str],
+        tags: Mapping[str, str],
+        *,
+        is_new: bool,
     ) -> bool:
         """Have it be as a template says, through a change set; whether anything had to be done.
+
+        Parameters
+        ----------
+        template : its ``TemplateBody``, of up to 51,200 bytes, or its ``TemplateURL``.
 
         Raises
         ------
@@ -103,7 +112,7 @@ class CloudFormation:
                 StackName=self.name,
                 ChangeSetName=change_set,
                 ChangeSetType="CREATE" if is_new else "UPDATE",
-                TemplateBody=template,
+                **template,
                 Parameters=[
                     {"ParameterKey": key, "ParameterValue": value}
                     for key, value in parameters.items()

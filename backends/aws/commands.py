@@ -11,7 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from fsdray.settings import Settings, resolve
+from fsdray.backends.aws import deploy_commands
+from fsdray.backends.aws.deploy_commands import add_place, settings_of
 
 if TYPE_CHECKING:
     from fsdray.arguments import Commands
@@ -24,9 +25,14 @@ _LOGS = """\
 Show what the functions of a run wrote, by time, from CloudWatch Logs. Without RUN, list the runs
 that wrote something. A run is one session, from init to shutdown."""
 
+_POLICY = """\
+Print an IAM policy: what who runs sessions must be allowed (user), or who deploys (deployer). It is
+for one stack of the account that is signed in to."""
+
 
 def add(commands: Commands) -> None:
     """Add them to the command line's parser."""
+    deploy_commands.add(commands)
     doctor = commands.add_parser(
         "doctor",
         help="say what is wrong with the account, the stack or this machine (AWS)",
@@ -62,20 +68,15 @@ def add(commands: Commands) -> None:
     logs.add_argument("--json", action="store_true", help="print a JSON object a line")
     logs.set_defaults(run=_logs)
 
-
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Options of all commands: which stack, and where."""
-    parser.add_argument(
-        "--stack", metavar="NAME", help=f"the stack's name (default: {Settings.stack})"
+    policy = commands.add_parser(
+        "policy",
+        help="print the IAM policy that a user or a deployer needs (AWS)",
+        description=_POLICY,
+        allow_abbrev=False,
     )
-    parser.add_argument("--profile", metavar="NAME", help="the profile of AWS's configuration")
-    parser.add_argument("--region", metavar="NAME", help="the AWS region")
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings that the place's options, the environment and the config file give."""
-    names = ("stack", "profile", "region")
-    return resolve({name: getattr(arguments, name) for name in names})
+    policy.add_argument("name", choices=("user", "deployer"))
+    add_place(policy)
+    policy.set_defaults(run=_policy)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -120,6 +121,24 @@ def _logs(arguments: argparse.Namespace) -> int:
             f"no lines {which}since {arguments.since} (`fsdray logs` lists runs)", file=sys.stderr
         )
     return int(not count)
+
+
+def _policy(arguments: argparse.Namespace) -> int:
+    from fsdray.backends.aws import policies
+    from fsdray.backends.aws.deploy import Account
+
+    settings = settings_of(arguments)
+    account = Account.of(settings)
+    policy = policies.load(
+        arguments.name,
+        stack=settings.stack,
+        account=account.number,
+        region=account.region,
+        partition=account.partition,
+        bucket=f"{settings.stack}-{account.number}-{account.region}",
+    )
+    print(json.dumps(policy, indent=2))
+    return 0
 
 
 def _is_colored() -> bool:

@@ -26,6 +26,12 @@ from fsdray.settings import Settings
 CODE = "code/"
 """What the keys of code and templates in the bucket begin with."""
 
+TEMPLATE = "code/stack.yaml"
+"""Where the template is kept: a request holds a short one only."""
+
+REQUIREMENTS = "code/requirements.txt"
+"""Where the user's own requirements are kept; a parameter of the stack may be too short."""
+
 _STORAGE = 0.023  # dollars a GB and month of S3 Standard (us-east-1, 2026-11)
 _FAILED_FIRST = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 _PART = 1000  # keys that one request deletes
@@ -109,6 +115,7 @@ def deploy(
     changes: Mapping[str, Any],
     show: Show,
     *,
+    is_reset: bool = False,
     is_dry: bool = False,
     is_bare: bool = False,
 ) -> Deployed:
@@ -118,6 +125,7 @@ def deploy(
     ----------
     settings : of these it uses stack, profile, region and cache.
     changes : `Options` by name; what is not given stays as it is.
+    is_reset : what is not given goes back to its default.
     is_dry : say what would be done, and do nothing.
     is_bare : as for `package.build`.
 
@@ -130,8 +138,7 @@ def deploy(
     account = Account.of(settings)
     stack = CloudFormation(account.client("cloudformation"), settings.stack, show.event)
     found = _settled(stack, show, is_dry)
-    kept = _parameters(found).get("Options", "{}")
-    options = Options.load(kept, changes)
+    options = _options(account, found, changes, is_reset)
     plan = template.plan(
         settings.stack,
         options,
@@ -141,7 +148,6 @@ def deploy(
     )
     package = build(options, settings.cache_directory, is_bare=is_bare)
     parameters = plan.parameters(package.key)
-    whole = plan.template(parameters["Release"])
     if found is not None and _is_same(found, parameters, options.tags):
         show.say(f"The stack {stack.name!r} in {account.region} is as it should be: nothing to do")
         return Deployed(plan.stack, changed=False)
@@ -158,9 +164,9 @@ def deploy(
         try:
             if is_new:
                 bare = parameters | {"Release": ""}
-                stack.change(plan.bare, bare, options.tags, is_new=True)
-            _upload(account, plan, package)
-            stack.change(whole, parameters, options.tags, is_new=False)
+                stack.change({"TemplateBody": plan.bare}, bare, options.tags, is_new=True)
+            url = _upload(account, plan, package, parameters["Release"])
+            stack.change({"TemplateURL": url}, parameters, options.tags, is_new=False)
         except BaseException:
             if is_new and (made := stack.describe()) is not None:
                 _remove(account, stack, made, show)
@@ -254,9 +260,26 @@ def _settled(stack: CloudFormation, show: Show, is_dry: bool) -> dict[str, Any] 
     return found
 
 
-def _parameters(found: Mapping[str, Any] | None) -> dict[str, str]:
-    told = (found or {}).get("Parameters") or ()
-    return {each["ParameterKey"]: each.get("ParameterValue", "") for each in told}
+def _options(
+    account: Account, found: Mapping[str, Any] | None, changes: Mapping[str, Any], is_reset: bool
+) -> Options:
+    """What the stack is to be like: what it is, with the changes."""
+    if found is None or is_reset:
+        return Options.load("{}", changes)
+    told = found.get("Parameters") or ()
+    kept = {each["ParameterKey"]: each.get("ParameterValue", "") for each in told}
+    text = ""
+    bucket = f"{found['StackName']}-{account.number}-{account.region}"
+    s3 = account.client("s3")
+    with border.crossing(f"reading {REQUIREMENTS} in {bucket}"):
+        try:
+            text = s3.get_object(Bucket=bucket, Key=REQUIREMENTS)["Body"].read().decode()
+        except s3.exceptions.ClientError as error:
+            # A stack that was not made to its end may have neither.
+            if border.code_of(error) not in ("NoSuchKey", "NoSuchBucket"):
+                raise
+    before = {"requirements": tuple(text.splitlines())}
+    return Options.load(kept.get("Options", "{}"), before | dict(changes))
 
 
 def _is_same(
@@ -268,22 +291,32 @@ def _is_same(
     return outputs.get("Release") == parameters["Release"] and had == dict(tags)
 
 
-def _upload(account: Account, plan: Plan, package: Package) -> None:
-    """Put code and nested templates into the bucket, where they are not there yet."""
+def _upload(account: Account, plan: Plan, package: Package, release: str) -> str:
+    """Put code and templates into the bucket, where they are not there yet; the template's URL."""
     s3, bucket = account.client("s3"), plan.stack.bucket
     with border.crossing(f"uploading the code to {bucket}"):
         there = _keys(s3, bucket, CODE)
         for key, path in package.files.items():
             if key not in there:
                 s3.upload_file(str(path), bucket, key)
+        own = "\n".join(plan.options.requirements)
+        s3.put_object(Bucket=bucket, Key=REQUIREMENTS, Body=own.encode())
         for ending, text in plan.nested.items():
             s3.put_object(Bucket=bucket, Key=plan.slots_key + ending, Body=text.encode())
+        s3.put_object(Bucket=bucket, Key=TEMPLATE, Body=plan.template(release).encode())
+    domain = "amazonaws.com.cn" if account.partition == "aws-cn" else "amazonaws.com"
+    return f"https://s3.{account.region}.{domain}/{bucket}/{TEMPLATE}"
 
 
 def _tidy(account: Account, plan: Plan, package: Package) -> None:
     """Remove code and templates of earlier releases."""
     s3, bucket = account.client("s3"), plan.stack.bucket
-    used = {*package.files, *(plan.slots_key + ending for ending in plan.nested)}
+    used = {
+        REQUIREMENTS,
+        TEMPLATE,
+        *package.files,
+        *(plan.slots_key + ending for ending in plan.nested),
+    }
     with border.crossing(f"removing old code from {bucket}"):
         _delete(s3, bucket, sorted(_keys(s3, bucket, CODE) - used))
 

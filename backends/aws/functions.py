@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from fsdray.errors import (
     SettingsError,
     Throttled,
 )
-from fsdray.services import Buffer, FunctionLimits, Objects
+from fsdray.services import MIB, Buffer, FunctionLimits, Objects
 
 DEPTH = 64
 """Calls that may wait for one another in a chain. Lambda itself would stop a chain of 16 as a loop
@@ -89,6 +90,7 @@ class AwsFunctions:
     ----------
     ladder : functions by their memory in MB. session : whose calls these are.
     objects : where a call finds that it was cancelled. show : takes what calls print.
+    storage : as in `fsdray.settings.Settings`, for the calls' own objects.
     settle : takes what they know of inboxes.
     depth : calls above this process that wait for it.
     """
@@ -102,6 +104,7 @@ class AwsFunctions:
         limits: FunctionLimits,
         show: Show,
         settle: Callable[[Sequence[Sequence[int]]], None],
+        storage: str = "standard",
         depth: int = 0,
     ) -> None:
         self._clients = clients
@@ -109,12 +112,14 @@ class AwsFunctions:
         self._session = session
         self._objects = objects
         self._show = show
+        self._storage = storage
         self._settle = settle
         self.depth = depth
         self._admission = Admission(limits.concurrency)
         self._running: dict[str, asyncio.Task[bytes]] = {}
         self._cancelled: set[str] = set()  # of those
         self._telling: set[asyncio.Task[None]] = set()
+        self._clearing: set[asyncio.Task[None]] = set()
         self._paused: set[str] = set()  # that were refused, and not sent again yet
         self.limits = limits
 
@@ -131,15 +136,22 @@ class AwsFunctions:
                 "another: recursion this deep keeps a function waiting, and billed, at each level. "
                 "Return refs instead of waiting for them, or recurse within a call"
             )
-        given, function = rung(self._ladder, memory)
+        rung(self._ladder, memory)
         call = secrets.token_hex(6)
         event = Event(
-            self._session, call, label, timeout, self.limits.concurrency, self.depth + 1, payload
+            session=self._session,
+            call=call,
+            label=label,
+            timeout=timeout,
+            concurrency=self.limits.concurrency,
+            depth=self.depth + 1,
+            storage=self._storage,
+            payload=payload,
         ).dump()
         is_alone = not self._admission.is_of_gang()
         if is_alone:
             await self._admission.enter()
-        running = asyncio.create_task(self._run(call, function, event, given, timeout, label))
+        running = asyncio.create_task(self._run(call, event, memory, timeout, label))
         if is_alone:  # one that is cancelled has its place until it ends
             running.add_done_callback(lambda _: self._admission.leave())
         self._running[call] = running
@@ -186,10 +198,10 @@ class AwsFunctions:
         if self._running:
             await asyncio.wait(self._running.values(), timeout=patience)
         left = list(self._running.values())
-        for running in left:
-            running.cancel()
-        if left:
-            await asyncio.wait(left)
+        for task in (*left, *self._clearing):
+            task.cancel()
+        if left or self._clearing:
+            await asyncio.wait((*left, *self._clearing))
         return not left
 
     def _forget(self, call: str) -> None:
@@ -204,21 +216,28 @@ class AwsFunctions:
             running.cancel()
             return
         running.add_done_callback(lambda task: task.cancelled() or task.exception())
-        telling = asyncio.create_task(self._stop(call, running, at_once))
+        telling = asyncio.create_task(self._mark(call, running, at_once))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
         telling.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _stop(self, call: str, running: asyncio.Task[bytes], at_once: bool) -> None:
+    async def _mark(self, call: str, running: asyncio.Task[bytes], at_once: bool) -> None:
         if not at_once:
             # It does not look before; most have ended by then.
             await asyncio.wait({running}, timeout=LOOK / 2)
         if not running.done():
             await self._objects.put(cancel_key(call), b"")
+            clearing = asyncio.create_task(self._unmark(call, running))
+            self._clearing.add(clearing)
+            clearing.add_done_callback(self._clearing.discard)
+            clearing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _run(
-        self, call: str, function: str, event: bytes, memory: int, timeout: float, label: str
-    ) -> bytes:
+    async def _unmark(self, call: str, running: asyncio.Task[bytes]) -> None:
+        await asyncio.wait({running})
+        await self._objects.delete([cancel_key(call)])
+
+    async def _run(self, call: str, event: bytes, asked: int, timeout: float, label: str) -> bytes:
+        memory, function = rung(self._ladder, asked)
         client = await self._clients.get("lambda")
         name = calls.name_of(label)
         clock = asyncio.get_running_loop().time
@@ -228,7 +247,12 @@ class AwsFunctions:
             nonlocal began
             began = clock()
             async with asyncio.timeout(timeout + _SLACK):
-                answer = await client.invoke(FunctionName=function, LogType="Tail", Payload=event)
+                answer = await client.invoke(
+                    FunctionName=function,
+                    LogType="Tail",
+                    # aiohttp takes long bytes as a file only, which it sends piece by piece.
+                    Payload=event if len(event) < MIB else io.BytesIO(event),
+                )
                 return answer, await answer["Payload"].read()
 
         try:
@@ -253,7 +277,13 @@ class AwsFunctions:
         if "FunctionError" in answer:
             self._show([(label, line) for line in log.lines])
             raise calls.failure_of(
-                body, log, name=name, memory=memory, timeout=timeout, seconds=seconds
+                body,
+                log,
+                name=name,
+                memory=asked,
+                given=memory,
+                timeout=timeout,
+                seconds=seconds,
             )
         replied = Answer.load(body)
         if replied.printed:
@@ -333,5 +363,5 @@ def _is_refusal(error: BaseException) -> bool:
     # aiobotocore gives the second name to connections that broke later, too.
     return isinstance(error, ConnectTimeoutError) or (
         isinstance(error, EndpointConnectionError)
-        and isinstance(error.__context__, ClientConnectorError)
+        and isinstance(error.kwargs.get("error"), ClientConnectorError)
     )

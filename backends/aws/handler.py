@@ -15,13 +15,14 @@ from functools import cache
 from typing import Any
 
 from fsdray import loop, worker
-from fsdray.backends.aws import calls
+from fsdray.backends.aws import calls, late
 from fsdray.backends.aws.backend import AwsBackend
 from fsdray.backends.aws.calls import Answer, Event
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import cancel_key
 from fsdray.backends.aws.printed import Printed
 from fsdray.backends.aws.stack import Stack
+from fsdray.backends.aws.variables import read_secrets
 from fsdray.backends.aws.watch import exit_now, watch
 from fsdray.costs.meter import count
 from fsdray.services import FunctionLimits
@@ -34,6 +35,8 @@ class _Environment:
 
     def __init__(self) -> None:
         self._stack = Stack.of_environment()
+        late.install(self._stack.bucket, self._stack.region)
+        read_secrets(self._stack.region)
         self._clients = Clients(count, region=self._stack.region)
         self._backend: AwsBackend | None = None  # of the session that called last
         self.printed = Printed()
@@ -45,7 +48,12 @@ class _Environment:
         if backend is None or backend.session != event.session:
             limits = FunctionLimits(concurrency=event.concurrency)
             backend = self._backend = AwsBackend.of_session(
-                self._stack, self._clients, event.session, limits, self.printed.pass_on
+                self._stack,
+                self._clients,
+                event.session,
+                limits,
+                event.storage,
+                self.printed.pass_on,
             )
         backend.functions.depth = event.depth
         return backend

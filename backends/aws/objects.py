@@ -22,6 +22,7 @@ _AT_ONCE = 8  # parts of one process under way: what a function's network takes,
 _READS = 4  # times that a body is asked for whose connection broke
 _PIECE = MIB  # bytes that are taken from a connection at a time
 _CONFLICTS = 10  # times that a put is sent again which met another put of the same key
+_DIRECTORY = "--x-s3"  # ends the names of directory buckets
 _OURS = "put"  # metadata by which a conditional put is known again
 _CONFLICTING = ("ConditionalRequestConflict", "OperationAborted")
 
@@ -31,16 +32,15 @@ class AwsObjects:
 
     Parameters
     ----------
-    clients : of this process. bucket : its name.
+    clients : of this process. bucket : its name; it may be a directory bucket of S3 Express.
     prefix : what all keys begin with in the bucket; callers neither give nor see it.
-    counted : begins the names of what requests are counted as, where they have other prices.
     """
 
-    def __init__(self, clients: Clients, bucket: str, prefix: str, counted: str = "") -> None:
+    def __init__(self, clients: Clients, bucket: str, prefix: str) -> None:
         self._clients = clients
         self._bucket = bucket
         self._prefix = prefix
-        self._counted = counted
+        self._lists_directories = bucket.endswith(_DIRECTORY)
         self._parts = asyncio.Semaphore(_AT_ONCE)
         self.limits = ObjectLimits(key=ObjectLimits().key - len(prefix))
 
@@ -115,9 +115,8 @@ class AwsObjects:
     async def list(self, prefix: str) -> list[str]:
         s3 = await self._client()
         found: list[str] = []
-        # A directory bucket lists directories only.
         whole = self._prefix + prefix
-        asked = whole[: whole.rfind("/") + 1] if self._counted else whole
+        asked = whole[: whole.rfind("/") + 1] if self._lists_directories else whole
         page: dict[str, Any] = {}
         with border.crossing(f"listing the objects {prefix!r}"):
             while True:
@@ -146,7 +145,7 @@ class AwsObjects:
                 )
 
     async def _client(self) -> Any:
-        return await self._clients.get("s3", self._counted)
+        return await self._clients.get("s3")
 
     # Putting
 
@@ -237,7 +236,7 @@ class AwsObjects:
         else:
             data = bytearray(length)
             await self._fill(s3, named, memoryview(data), answer, span[0] if span else 0)
-        self._clients.count(self._counted + "get_bytes", len(data))
+        self._clients.count("get_bytes", len(data))
         return Blob(memoryview(data), whole, etag)
 
     async def _fill(

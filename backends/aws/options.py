@@ -22,13 +22,14 @@ LADDER = (512, 1024, 1769, 3008)
 Developer Guide, "Configure memory")."""
 
 MOST_SLOTS = 1000  # as many as calls an account may run at one time, unless AWS raised it
-_MOST_FUNCTIONS = 16  # so that the template stays below the 51,200 bytes of a request
+_MOST_FUNCTIONS = 16  # the policy of their role names each, in 10,240 bytes (IAM quotas)
 _LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557)
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
-_VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 _SECRET = re.compile(r"arn:[\w-]+:(secretsmanager:[^:]*:\d*:secret:|ssm:[^:]*:\d*:parameter/)\S+")
 # Lambda's own, and those that say where fsdray and AWS are.
 _TAKEN = re.compile(r"(AWS_|FSDRAY_|LAMBDA_|_HANDLER|_X_AMZN|PYTHON)\w*")
+_NOT_KEPT = ("python", "architecture", "requirements")
 _MOST_KEPT = 4096  # bytes of a parameter's value
 
 
@@ -123,8 +124,8 @@ class Options:
         for name in (*self.environment, *self.secrets):
             if not _VARIABLE.fullmatch(name) or _TAKEN.fullmatch(name):
                 raise SettingsError(
-                    f"{name!r} cannot be a variable of functions: letters, digits and _, and no "
-                    "name of AWS's, Lambda's, Python's or fsdray's own"
+                    f"{name!r} cannot be a variable of functions: give two or more letters, digits "
+                    "and _, and no name of AWS's, Lambda's, Python's or fsdray's own"
                 )
         for name, arn in self.secrets.items():
             if not _SECRET.fullmatch(arn):
@@ -142,11 +143,12 @@ class Options:
         """As the stack keeps them: what differs from the defaults.
 
         Python and architecture are always those of who deploys, unless that is told otherwise.
+        Requirements may be long: they are kept in the bucket.
         """
         kept = {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("python", "architecture") and value != _default(name)
+            if name not in _NOT_KEPT and value != _default(name)
         }
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
@@ -156,7 +158,8 @@ class Options:
         known = {f.name: f for f in dataclasses.fields(cls)}
         told = {k: v for k, v in json.loads(text).items() if k in known}
         told |= {k: v for k, v in (changes or {}).items() if v is not None}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in told.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        return cls(**given)
 
 
 def _default(name: str) -> Any:

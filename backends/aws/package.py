@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -77,8 +77,8 @@ def build(options: Options, cache: Path, *, is_bare: bool = False) -> Package:
     Parameters
     ----------
     cache : `Settings.cache_directory`.
-    is_bare : without what fsdray requires: the functions' Python has that already, as in the
-        Lambda host, which runs them with the driver's own.
+    is_bare : for functions that run here, with this very Python, as in the Lambda host: it has
+        what fsdray requires already.
 
     Raises
     ------
@@ -87,7 +87,8 @@ def build(options: Options, cache: Path, *, is_bare: bool = False) -> Package:
     wanted = requirements(options, is_bare=is_bare)
     pinned = pins(wanted, options.requirements)
     own = own_files()
-    facts = (_FORMAT, LIMIT, options.python, options.architecture, wanted, pinned)
+    target = Target(options.python, () if is_bare else platforms(options))
+    facts = (_FORMAT, LIMIT, target, wanted, pinned)
     key = _digest(repr(facts), *(f"{inner}\0{_sum(path)}" for inner, path in sorted(own.items())))
     folder = cache / "aws"
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def build(options: Options, cache: Path, *, is_bare: bool = False) -> Package:
         place = folder / key
         if not place.is_dir():
             with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=folder) as making:
-                _build(Path(making), options, wanted, pinned, own)
+                _build(Path(making), target, wanted, pinned, own)
                 Path(making, "made").rename(place)
         os.utime(place)  # it is in use
         return _read(place)
@@ -125,10 +126,8 @@ def pins(wanted: Iterable[str], given: Iterable[str]) -> list[str]:
     ----------
     given : lines of the user's own: what they say of versions holds.
     """
-    free = {
-        _normal(n[1]) for line in given if (n := _NAME.match(line)) and re.search("[=<>~@]", line)
-    }
-    waiting = [_normal(name[1]) for line in wanted if (name := _NAME.match(line))]
+    free = {_named(line) for line in given if re.search("[=<>~@]", line)}
+    waiting = [name for line in wanted if (name := _named(line))]
     found: dict[str, str] = {}
     for name in waiting:  # it grows as it is read
         if name in found or name in free:
@@ -141,9 +140,15 @@ def pins(wanted: Iterable[str], given: Iterable[str]) -> list[str]:
             continue  # no registry has just this one
         found[name] = known.version
         for line in known.requires or ():
-            if "extra ==" not in line and (required := _NAME.match(line)):
-                waiting.append(_normal(required[1]))
+            if "extra ==" not in line and (required := _named(line)):
+                waiting.append(required)
     return sorted(f"{name}=={version}" for name, version in found.items())
+
+
+def _named(line: str) -> str:
+    """The distribution that a requirement names (PEP 503), or ``""``."""
+    found = _NAME.match(line)
+    return re.sub(r"[-_.]+", "-", found[1]).lower() if found else ""
 
 
 def own_files() -> dict[str, Path]:
@@ -169,7 +174,7 @@ def platforms(options: Options) -> tuple[str, ...]:
 
 def _build(
     making: Path,
-    options: Options,
+    target: Target,
     wanted: Sequence[str],
     pinned: Sequence[str],
     own: Mapping[str, Path],
@@ -179,13 +184,13 @@ def _build(
     tree.mkdir()
     made.mkdir()
     if wanted:
-        _install(making, tree, options, wanted, pinned)
+        _install(making, tree, target, wanted, pinned)
     _prune(tree)
     for inner, path in own.items():
         place = tree / inner
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
-    is_compiled = _compile(tree, options.python)
+    is_compiled = _compile(tree, target.python)
     files = {str(path.relative_to(tree)): path for path in tree.rglob("*") if path.is_file()}
     sizes = _by_top({inner: path.stat().st_size for inner, path in files.items()})
     late = _too_many(sizes)
@@ -218,22 +223,21 @@ def _read(place: Path) -> Package:
 
 
 def _install(
-    making: Path, tree: Path, options: Options, wanted: Sequence[str], pinned: Sequence[str]
+    making: Path, tree: Path, target: Target, wanted: Sequence[str], pinned: Sequence[str]
 ) -> None:
     lines, constraints = making / "requirements.txt", making / "versions-of-the-driver.txt"
     lines.write_text("\n".join((f"-c {constraints}", *wanted)))
-    target = Target(options.python, platforms(options))
     # Lambda's system is older than many a driver's, and some wheels are for newer ones alone:
     # then the major version is the same, with which pickles are read too.
-    attempts = [pinned, [_of_major(each) for each in pinned]]
+    attempts = [pinned, *([[_of_major(each) for each in pinned]] if pinned else [])]
     for attempt in attempts:
         constraints.write_text("\n".join(attempt))
         shutil.rmtree(tree, ignore_errors=True)
         try:
             run_pip(
                 command(target, lines, tree),
-                f"pip could not install what functions of Python {options.python} on "
-                f"{options.architecture} require",
+                f"pip could not install what functions of Python {target.python} require"
+                + (f" ({target.platforms[-1]})" if target.platforms else ""),
                 os.getcwd(),
                 "packing the functions' code",
                 "",
@@ -320,7 +324,7 @@ def _top(inner: str) -> str:
 
 
 def _zip(place: Path, files: Mapping[str, Path]) -> str:
-    """Write a zip that depends on nothing but names and contents; a digest of what is no bytecode."""
+    """Write a zip that depends on names and contents alone; a digest of all but bytecode."""
     digest = hashlib.sha256()
     with zipfile.ZipFile(place, "w") as archive:
         for inner in sorted(files):
@@ -341,8 +345,3 @@ def _sum(path: Path) -> str:
 
 def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
-
-
-def _normal(name: str) -> str:
-    """A distribution's name as it is compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -32,6 +32,7 @@ class Stack:
     topics : ARNs; topic g serves slots 200g to 200g + 199.
     queues : what the URL of a slot's queue begins with; four digits follow.
     slots : how many there are.
+    express : a directory bucket of S3 Express One Zone; empty where there is none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stack:
     topics: tuple[str, ...]
     queues: str
     slots: int
+    express: str = ""
 
     def dump(self) -> str:
         """As `of_environment` reads it."""

@@ -44,7 +44,7 @@ class Plan:
     options: Options
 
     def parameters(self, code: str) -> dict[str, str]:
-        """The template's parameters, for code that is at a key of the bucket: that of its content."""
+        """The template's parameters, for code at a key of the bucket, which says what is in it."""
         options = self.options
         secrets = {arn: ":ssm:" in arn for arn in options.secrets.values()}
         known = {
@@ -118,6 +118,7 @@ def plan(name: str, options: Options, *, region: str, account: str, partition: s
         ),
         queues=f"https://sqs.{region}.{domain}/{account}/{name}-slot-",
         slots=options.slots,
+        express=f"{name}-{account}--{options.express_zone}--x-s3" if options.express_zone else "",
     )
     blocks = range(-(-options.slots // BLOCK))
     text = _file("stack.yaml")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsdray.backends.local.bodies import Bodies
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.backends.local.forking import Template, Worker
 from fsdray.backends.local.functions import LocalFunctions
@@ -19,6 +20,10 @@ from fsdray.services import Count, FunctionLimits, MessageLimits, ObjectLimits
 from fsdray.settings import Settings
 
 _CONCURRENCY = max(32, 4 * (os.cpu_count() or 1))  # calls, where the settings do not say
+
+
+LIMITS = MessageLimits(linger=0.0)
+"""Those of SNS and SQS; but here a receive costs nobody anything, and a moment is long."""
 
 
 class LocalBackend:
@@ -62,7 +67,7 @@ async def connect(
     settings: Settings,
     count: Count,
     *,
-    message_limits: MessageLimits = MessageLimits(),
+    message_limits: MessageLimits = LIMITS,
     object_limits: ObjectLimits = ObjectLimits(),
 ) -> LocalBackend:
     """Start the local backend, as the driver of a session.
@@ -78,7 +83,8 @@ async def connect(
     function_limits = FunctionLimits(concurrency=settings.concurrency or _CONCURRENCY)
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
-    inboxes = Inboxes(message_limits)
+    bodies = Bodies(directory.path)
+    inboxes = Inboxes(message_limits, bodies)
     config = {
         "directory": str(directory.path),
         "modules": str(for_modules.path),
@@ -95,7 +101,7 @@ async def connect(
     template.start()
     return _DriverBackend(
         LocalFunctions(_Here(pool), count, function_limits),
-        LocalMessages(inboxes, count, message_limits),
+        LocalMessages(inboxes, count, message_limits, bodies),
         LocalObjects(files, watchers, count, object_limits),
         template,
         list(dict.fromkeys((directory, for_modules))),
@@ -134,14 +140,11 @@ def _handlers(
         worker.admitted -= count
         await pool.dismiss(count)
 
-    async def waiting(number: int, is_waiting: bool) -> None:
+    def waiting(number: int, is_waiting: bool) -> None:
         pool.waiting(worker, number, is_waiting)
 
-    async def prepare(names: Sequence[str]) -> None:
+    def prepare(names: Sequence[str]) -> None:
         pool.prepare(names)
-
-    async def touched(key: str) -> None:
-        watchers.touched(key)
 
     return {
         "run": run,
@@ -149,11 +152,11 @@ def _handlers(
         "dismiss": dismiss,
         "waiting": waiting,
         "prepare": prepare,
-        "touched": touched,
+        "touched": watchers.touched,
         "appeared": watchers.appeared,
         "lease": inboxes.lease,
         "release": inboxes.release,
-        "publish": inboxes.publish,
-        "receive": inboxes.receive,
-        "acknowledge": inboxes.acknowledge,
+        "publish": inboxes.put,
+        "receive": inboxes.take,
+        "acknowledge": inboxes.drop,
     }

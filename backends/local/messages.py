@@ -10,11 +10,17 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from fsdray.backends.local.bodies import Bodies, Shared
+from fsdray.backends.local.link import Later
 from fsdray.errors import ServiceError
 from fsdray.services import (
+    ADDRESS,
+    ENVELOPE,
+    Buffer,
     Count,
     Delivery,
     Message,
@@ -24,44 +30,63 @@ from fsdray.services import (
     is_direct,
 )
 
+Body: TypeAlias = bytes | Shared
+Taken: TypeAlias = tuple[str, Body, int]
+"""A delivery's receipt, body and billed size."""
+
 
 class Post(Protocol):
     """What `LocalMessages` needs of `Inboxes`, or of a link to them."""
 
     async def lease(self, count: int) -> list[str]: ...
     async def release(self, inboxes: Sequence[str]) -> None: ...
-    async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None: ...
-    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes, int]]: ...
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None: ...
+    async def receive(self, inbox: str, wait: float) -> list[Taken]: ...
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None: ...
 
 
-_Kept = tuple[bytes, int]  # a body, and what of its message is billed
+@dataclass
+class _Kept:
+    body: Body
+    billed: int
+    inboxes: int  # that have it
 
 
 @dataclass
 class _Inbox:
     ready: deque[_Kept] = field(default_factory=deque)
-    # By receipt: what was delivered, and when it comes again.
+    # By receipt, in the order in which they come again: what was ready, and when it is again.
     in_flight: dict[str, tuple[_Kept, float]] = field(default_factory=dict)
-    readers: deque[asyncio.Future[None]] = field(default_factory=deque)
+    readers: deque[_Reader] = field(default_factory=deque)
 
-    def wake(self) -> None:
-        while self.readers:
-            reader = self.readers.popleft()
-            if not reader.done():
-                reader.set_result(None)
-                return
 
-    def wake_all(self) -> None:
-        while self.readers:
-            self.wake()
+class _Reader(Later):
+    """One who waits for a message of an inbox, until a time of the loop."""
+
+    def __init__(self, box: _Inbox, deadline: float) -> None:
+        super().__init__(self.leave)
+        self.deadline = deadline
+        self.timer: asyncio.TimerHandle | None = None
+        self._box = box
+
+    def leave(self) -> None:
+        """Wait no more."""
+        if self.timer is not None:
+            self.timer.cancel()
+        with suppress(ValueError):  # it has its messages already
+            self._box.readers.remove(self)
 
 
 class Inboxes:
-    """The messages of a session; it lives in the driver and knows no billing."""
+    """The messages of a session; it lives in the driver and knows no billing.
 
-    def __init__(self, limits: MessageLimits) -> None:
+    What takes no time is done without a task: a message is handed to its reader in the turn of the
+    loop in which it was published.
+    """
+
+    def __init__(self, limits: MessageLimits, bodies: Bodies | None = None) -> None:
         self._limits = limits
+        self._bodies = bodies
         self._inboxes: dict[str, _Inbox] = {}
         self._names = itertools.count()
         self._receipts = itertools.count()
@@ -74,51 +99,82 @@ class Inboxes:
     async def release(self, inboxes: Sequence[str]) -> None:
         for name in inboxes:
             inbox = self._inboxes.pop(name, None)
-            for reader in inbox.readers if inbox else ():
-                if not reader.done():
-                    reader.set_exception(_not_leased(name))
+            for reader in list(inbox.readers) if inbox else ():
+                reader.leave()
+                reader.settle(None, _not_leased(name))
+            if inbox is not None:
+                for kept in (*inbox.ready, *(kept for kept, _ in inbox.in_flight.values())):
+                    self._drop(kept)
 
-    async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None:
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
+        self.put(messages)
+
+    async def receive(self, inbox: str, wait: float) -> list[Taken]:
+        taken = self.take(inbox, wait)
+        if not isinstance(taken, Later):
+            return taken
+        coming: asyncio.Future[list[Taken]] = asyncio.get_running_loop().create_future()
+
+        def tell(value: list[Taken], error: Exception | None) -> None:
+            if error is None:
+                coming.set_result(value)
+            else:
+                coming.set_exception(error)
+
+        taken.then(tell)
+        try:
+            return await coming
+        except asyncio.CancelledError:
+            taken.cancel()
+            if coming.done() and not coming.cancelled() and coming.exception() is None:
+                self._give_back(inbox, coming.result())
+            raise
+
+    async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:
+        self.drop(inbox, receipts)
+
+    # The same without a task, for a link
+
+    def put(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
+        """`publish`."""
         for _, names in messages:
             for name in names:
                 self._inbox(name)
+        reached = {}
         for body, names in messages:
-            kept = body, Message(body, names).billed
+            size = body.size if isinstance(body, Shared) else len(body)
+            kept = _Kept(body, size + ENVELOPE + ADDRESS * len(names), len(names))
             for name in names:
-                inbox = self._inbox(name)
-                inbox.ready.append(kept)
-                inbox.wake()
+                reached[name] = box = self._inbox(name)
+                box.ready.append(kept)
+        for box in reached.values():
+            self._serve(box)
 
-    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes, int]]:
+    def take(self, inbox: str, wait: float) -> list[Taken] | Later:
+        """`receive`, which may have to wait."""
         box = self._inbox(inbox)
-        deadline = asyncio.get_running_loop().time() + wait
-        while True:
-            again = self._redeliver(box)
-            if box.ready:
-                return self._take(box)
-            left = min(deadline, again) - asyncio.get_running_loop().time()
-            if left <= 0 and again > deadline:
-                return []
-            reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            box.readers.append(reader)
-            try:
-                async with asyncio.timeout(max(0.0, left)):
-                    await reader
-            except TimeoutError:
-                continue
-            except asyncio.CancelledError:
-                if reader.done() and not reader.cancelled():
-                    box.wake()  # this reader was woken for a message that it will not take
-                raise
-            finally:
-                if reader in box.readers:
-                    box.readers.remove(reader)
+        self._redeliver(box)
+        if box.ready or wait <= 0:
+            return self._take(box)
+        reader = _Reader(box, asyncio.get_running_loop().time() + wait)
+        box.readers.append(reader)
+        self._set_timer(box, reader)
+        return reader
 
-    async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:
+    def drop(self, inbox: str, receipts: Sequence[str]) -> None:
+        """`acknowledge`."""
         box = self._inboxes.get(inbox)
         for receipt in receipts if box else ():
             assert box is not None
-            box.in_flight.pop(receipt, None)
+            kept, _ = box.in_flight.pop(receipt, (None, 0.0))
+            if kept is not None:
+                self._drop(kept)
+
+    def _drop(self, kept: _Kept) -> None:
+        """One inbox less has it."""
+        kept.inboxes -= 1
+        if not kept.inboxes and self._bodies is not None:
+            self._bodies.drop(kept.body)
 
     def _inbox(self, name: str) -> _Inbox:
         try:
@@ -126,37 +182,82 @@ class Inboxes:
         except KeyError:
             raise _not_leased(name) from None
 
-    def _take(self, box: _Inbox) -> list[tuple[str, bytes, int]]:
-        taken: list[tuple[str, bytes, int]] = []
+    def _serve(self, box: _Inbox) -> None:
+        """Hand what is ready to those who wait for it."""
+        while box.ready and box.readers:
+            reader = box.readers[0]
+            reader.leave()
+            reader.settle(self._take(box))
+            # The others learn when this comes again.
+            for other in box.readers:
+                self._set_timer(box, other)
+
+    def _set_timer(self, box: _Inbox, reader: _Reader) -> None:
+        if reader.timer is not None:
+            reader.timer.cancel()
+        _, again = next(iter(box.in_flight.values()), (None, reader.deadline))
+        loop = asyncio.get_running_loop()
+        reader.timer = loop.call_at(min(reader.deadline, again), self._timed, box, reader)
+
+    def _timed(self, box: _Inbox, reader: _Reader) -> None:
+        self._redeliver(box)
+        self._serve(box)
+        if reader not in box.readers:
+            return
+        if asyncio.get_running_loop().time() < reader.deadline:
+            self._set_timer(box, reader)
+        else:
+            reader.leave()
+            reader.settle([])
+
+    def _take(self, box: _Inbox) -> list[Taken]:
+        taken: list[Taken] = []
         size = 0
         again = asyncio.get_running_loop().time() + self._limits.visibility
         while box.ready and len(taken) < self._limits.receive_messages:
-            size += box.ready[0][1]
+            size += box.ready[0].billed
             if taken and size > self._limits.receive:
                 break
             kept = box.ready.popleft()
             receipt = f"r{next(self._receipts)}"
             box.in_flight[receipt] = (kept, again)
-            taken.append((receipt, *kept))
-        # Those who wait take what is left, or learn when this comes again.
-        box.wake_all()
+            taken.append((receipt, kept.body, kept.billed))
         return taken
 
-    def _redeliver(self, box: _Inbox) -> float:
-        """Make overdue deliveries ready again; return when the next one is due."""
+    def _give_back(self, name: str, taken: Sequence[Taken]) -> None:
+        """What was taken for a reader who had just given up is there for the next."""
+        box = self._inboxes.get(name)
+        if box is None:
+            return
+        for receipt, *_ in reversed(taken):
+            kept, _ = box.in_flight.pop(receipt)
+            box.ready.appendleft(kept)
+        self._serve(box)
+
+    def _redeliver(self, box: _Inbox) -> None:
+        """Make overdue deliveries ready again."""
         now = asyncio.get_running_loop().time()
-        due = [r for r, (_, again) in box.in_flight.items() if again <= now]
-        for receipt in due:
-            box.ready.append(box.in_flight.pop(receipt)[0])
-        return min((again for _, again in box.in_flight.values()), default=float("inf"))
+        while box.in_flight:
+            receipt, (kept, again) = next(iter(box.in_flight.items()))
+            if again > now:
+                return
+            del box.in_flight[receipt]
+            box.ready.append(kept)
 
 
 class LocalMessages:
     """`fsdray.services.Messages` over a `Post`; it checks the limits and counts requests."""
 
-    def __init__(self, post: Post, count: Count, limits: MessageLimits = MessageLimits()) -> None:
+    def __init__(
+        self,
+        post: Post,
+        count: Count,
+        limits: MessageLimits = MessageLimits(),
+        bodies: Bodies | None = None,
+    ) -> None:
         self._post = post
         self._count = count
+        self._bodies = bodies
         self.limits = limits
 
     async def lease(self, count: int) -> list[str]:
@@ -168,14 +269,30 @@ class LocalMessages:
     async def publish(self, messages: Sequence[Message]) -> None:
         self.limits.check_publish(messages)
         count_publish(self._count, messages, direct=is_direct(messages))
-        await self._post.publish([(bytes(m.body), m.inboxes) for m in messages])
+        bodies = self._bodies
+        kept = [bytes(m.body) if bodies is None else bodies.put(m.body) for m in messages]
+        try:
+            await self._post.publish([(k, m.inboxes) for k, m in zip(kept, messages, strict=True)])
+        except ServiceError:  # refused, so nobody has them
+            for each in kept if bodies is not None else ():
+                assert bodies is not None
+                bodies.drop(each)
+            raise
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
         taken = await self._post.receive(inbox, wait)
-        deliveries = [Delivery(inbox, *each) for each in taken]
+        deliveries = [
+            Delivery(inbox, receipt, self._read(body), billed) for receipt, body, billed in taken
+        ]
         count_receive(self._count, deliveries)
         return deliveries
+
+    def _read(self, body: Body) -> Buffer:
+        if isinstance(body, Shared):
+            assert self._bodies is not None
+            return self._bodies.get(body)
+        return body
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.limits.check_acknowledge(deliveries)

@@ -93,7 +93,7 @@ def init_group(
     Parameters
     ----------
     name : what the ranks have in common, in one session. Once all have left it can be used again.
-    channel : ``"queue"`` or ``"object"``; the session's own where not said.
+    channel : ``"queue"``, ``"object"`` or ``"auto"``; the session's own where not said.
     timeout : seconds for all that the group does; a task's own time limit where not said.
 
     Raises

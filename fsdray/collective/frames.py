@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fsdray.collective.checksum import checksum
 from fsdray.services import Buffer
 
-VERSION = 2
+VERSION = 3
 _HEADER = struct.Struct("<2sBBBB16sQQIqIIQI")
 _TRAILER = struct.Struct("<16sI")  # room for a MAC, checksum
 _MAGIC = b"FR"
 RANK_SIZE = 4  # bytes
+_POINTER = 0x80  # beside the codec: the payload says where the message lies
 
 
 class Operation(enum.IntEnum):
@@ -67,7 +69,8 @@ class Key(NamedTuple):
 class Frame:
     """Part `part` of `parts` of one message from `source` to `destinations`, ranks of the gang.
 
-    The `tag` of a collective's frame is its root.
+    The `tag` of a collective's frame is its root. A pointer's payload says where in the source's
+    object of this operation the messages of its destinations lie (`fsdray.collective.combined`).
     """
 
     epoch: bytes  # 16 bytes: the gang
@@ -82,6 +85,7 @@ class Frame:
     parts: int
     payload: Buffer
     incarnation: int = 0  # how often its source was started again, modulo 256; not in the key
+    is_pointer: bool = False
 
     @property
     def key(self) -> Key:
@@ -113,7 +117,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         _MAGIC,
         VERSION,
         frame.operation,
-        frame.codec,
+        frame.codec | _POINTER * frame.is_pointer,
         frame.incarnation,
         frame.epoch,
         frame.communicator,
@@ -126,10 +130,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         len(frame.destinations),
     ) + pack_ranks(frame.destinations)
     mac = bytes(16)
-    checksum = zlib.crc32(head)
-    for part in payload:
-        checksum = zlib.crc32(part, checksum)
-    return [head, *payload, _TRAILER.pack(mac, zlib.crc32(mac, checksum))]
+    return [head, *payload, _TRAILER.pack(mac, zlib.crc32(mac, checksum(head, payload)))]
 
 
 def unpack(data: Buffer) -> Frame:
@@ -148,14 +149,14 @@ def unpack(data: Buffer) -> Frame:
     start = _HEADER.size + ranks * RANK_SIZE
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
-    mac, checksum = _TRAILER.unpack_from(view, start + n)
-    if zlib.crc32(mac, zlib.crc32(view[: start + n])) != checksum:
+    mac, told = _TRAILER.unpack_from(view, start + n)
+    if zlib.crc32(mac, checksum(view[:start], [view[start : start + n]])) != told:
         raise Corrupted("a frame whose checksum does not match")
     destinations = unpack_ranks(view, _HEADER.size, ranks)
     return Frame(
         epoch,
         Operation(operation),
-        Codec(codec),
+        Codec(codec & ~_POINTER),
         comm,
         number,
         source,
@@ -165,6 +166,7 @@ def unpack(data: Buffer) -> Frame:
         parts,
         view[start : start + n],
         incarnation,
+        bool(codec & _POINTER),
     )
 
 

@@ -86,7 +86,7 @@ class Mailbox:
     def deposit(self, frame: Frame) -> None:
         """Keep a frame, unless it is known, over, or another gang's."""
         key = frame.key
-        if frame.epoch != self._epoch or self._rank not in frame.destinations:
+        if not self.is_for_us(frame):
             self.dropped += 1
             return
         if frame.operation in self._told:  # it has no number: it is never one too many
@@ -103,6 +103,21 @@ class Mailbox:
         if len(parts) == frame.parts:
             del self._parts[key]
             self._complete(key, [parts[i] for i in range(frame.parts)])
+
+    def is_for_us(self, frame: Frame) -> bool:
+        """Whether a frame is of this gang, and for this rank."""
+        return frame.epoch == self._epoch and self._rank in frame.destinations
+
+    def outstanding(self, key: Key) -> int:
+        """At least how many frames of a message that is not there are still to come."""
+        cuts = self._parts.get(key)
+        if not cuts:
+            return 1
+        return min(next(iter(parts.values())).parts - len(parts) for parts in cuts.values())
+
+    def knows(self, key: Key) -> bool:
+        """Whether a message is there, was there, or is wanted no more."""
+        return self._is_known(key)
 
     def _hear(self, frame: Frame) -> None:
         parts = self._news.setdefault((frame.operation, frame.source, frame.number), {})

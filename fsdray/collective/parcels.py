@@ -17,16 +17,25 @@ class Parcel:
     codec: Codec
     payload: Sequence[Buffer]
 
+    @property
+    def size(self) -> int:
+        """Bytes of payload."""
+        return sum(memoryview(part).nbytes for part in self.payload)
+
 
 @dataclass(frozen=True)
 class Outgoing:
-    """All that a rank sends in one operation."""
+    """All that a rank sends in one operation.
+
+    `fellows` says how many ranks send to each receiver in this exchange.
+    """
 
     operation: Operation
     communicator: int
     number: int
     tag: int
     parcels: Sequence[Parcel]
+    fellows: int = 1
 
 
 def frames(

@@ -13,6 +13,7 @@ from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.envelope import ANY_SOURCE, ANY_TAG, Status
 from fsdray.collective.ops import SUM, Op
 from fsdray.collective.requests import AsyncRequest, Request
+from fsdray.collective.tail import Tail, is_ours
 
 T = TypeVar("T")
 
@@ -257,9 +258,11 @@ class Communicator:
 
     def _run(self, operation: Callable[[], Awaitable[T]]) -> T:
         async def on_loop() -> T:
+            is_ours.set(True)
             return await operation()
 
-        return loop.run(on_loop())
+        result = loop.run(on_loop())
+        return result.result() if isinstance(result, Tail) else result
 
     def _begun(self, operation: Callable[[], AsyncRequest]) -> Request:
         async def on_loop() -> AsyncRequest:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fsdray.errors import SettingsError
+from fsdray.settings import Settings
 
 Architecture: TypeAlias = Literal["x86", "arm"]
 Storage: TypeAlias = Literal["standard", "express"]
@@ -171,6 +172,17 @@ def load_prices(
         raise SettingsError(f"price table {name}, line {error.lineno}: {error.msg}") from error
     except SettingsError as error:
         raise SettingsError(f"price table {name}: {error}") from error
+
+
+def prices_of(settings: Settings) -> Prices:
+    """The table that a session's receipts are priced by.
+
+    Raises
+    ------
+    SettingsError : as `load_prices`.
+    """
+    storage: Storage = "express" if settings.storage == "express" else "standard"
+    return load_prices(settings.prices, storage=storage)
 
 
 def _text(path: Path) -> str:

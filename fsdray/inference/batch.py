@@ -16,7 +16,7 @@ from scipy.sparse import csr_array, issparse
 
 import fsdray
 from fsdray.costs.meter import metering
-from fsdray.costs.prices import load_prices
+from fsdray.costs.prices import prices_of
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import SettingsError
 from fsdray.inference import partition as partitions
@@ -102,7 +102,7 @@ def run(
     samples : (samples, model.inputs), sparse or dense, of finite numbers.
     workers : ranks that share the network (model-parallel). strategy : ``"model"``, or
         ``"serial"``: one worker, which talks to nobody.
-    channel : ``"queue"`` or ``"object"``; by default the session's.
+    channel : ``"queue"``, ``"object"`` or ``"auto"``; by default the session's.
     partition : ``"hypergraph"``, ``"random"`` or ``"block"``, or one made before. seed : its seed.
     record : return every layer's activations too; for tests and debugging.
     memory, timeout : MB and seconds of each worker; by default the session's.
@@ -155,7 +155,7 @@ def run(
         partition=division,
         statistics=partitions.statistics(model, division),
         bytes_sent=sum(answer.sent_bytes for answer in answers),
-        receipt=Receipt(meter.counts(), load_prices(settings.prices)),
+        receipt=Receipt(meter.counts(), prices_of(settings)),
         rank_receipts=tuple(ref.receipt() for ref in refs),
     )
 

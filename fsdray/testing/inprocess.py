@@ -15,6 +15,7 @@ from fsdray.collective import channels
 from fsdray.collective.channels import Channel, Rendezvous
 from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.mailbox import Mailbox
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.errors import CollectiveError
 from fsdray.services import Backend, Messages, Objects
 
@@ -41,15 +42,17 @@ async def run_ranks(
     *,
     deadline: float = DEADLINE,
     gang: str = GANG,
+    medium: Medium = USUAL,
 ) -> list[T]:
     """Run ``await program(comm)`` as every rank of a gang at once; what each returned, in order.
 
     Parameters
     ----------
     services : what has `messages` and `objects`, such as a backend.
-    channel : ``"queue"`` or ``"object"``.
+    channel : ``"queue"``, ``"object"`` or ``"auto"``.
     size : how many ranks.
     deadline : seconds until every wait ends with `CollectiveTimeout`.
+    medium : what collectives are chosen by.
     gang : 32 hex digits; two gangs that share services at the same time need two.
 
     Raises
@@ -58,7 +61,7 @@ async def run_ranks(
         the first that a rank raised; the other ranks are cancelled, nothing is left behind.
     """
     backend = cast(Backend, services)
-    meeting = await channels.prepare(backend, channel, size)
+    meeting = await channels.prepare(backend, channel, size, medium)
     meeting = dataclasses.replace(meeting, gang=gang)
     opened = [_open(backend, meeting, rank, size, deadline) for rank in range(size)]
     tasks = [asyncio.create_task(program(comm)) for comm, _ in opened]

@@ -75,6 +75,7 @@ class Launch:
             channel=meeting.channel,
             inboxes=meeting.inboxes,
             given={},
+            medium=meeting.medium,
         )
         call = Call(
             task="simulated-0",

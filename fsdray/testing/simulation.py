@@ -19,6 +19,7 @@ from fsdray import failure, gang
 from fsdray.backends.simulated import (
     Faults,
     Inboxes,
+    Latency,
     Network,
     SimulatedFunctions,
     SimulatedMessages,
@@ -34,6 +35,7 @@ from fsdray.collective import channels
 from fsdray.collective.channels import Rendezvous
 from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.mailbox import Mailbox
+from fsdray.costs.medium import Medium, Seconds
 from fsdray.costs.meter import Meter
 from fsdray.costs.prices import Prices, load_prices
 from fsdray.costs.receipt import Receipt
@@ -108,6 +110,7 @@ def simulate(
     world_size: int,
     *args: Any,
     channel: str = "queue",
+    prefer: str = "cheapest",
     seed: int | str = 0,
     network: Network = Network(),
     faults: Faults = Faults(),
@@ -133,7 +136,9 @@ def simulate(
     ----------
     program : a coroutine function; its first argument is the rank's `AsyncCommunicator`.
     world_size : how many ranks; thousands are fine.
-    channel : ``"queue"`` or ``"object"``.
+    channel : ``"queue"``, ``"object"`` or ``"auto"``.
+    prefer : what collectives are chosen by: ``"cheapest"`` or ``"fastest"``, by what the network
+        and the price table say. Waiting costs nothing unless `memory` is given.
     seed : of the network and the faults.
     compute : seconds that ``comm.compute(function, *args)`` is to take, as reductions use it too,
         or anything that is left to `asyncio.to_thread`; None: no time. It is called in any case.
@@ -174,7 +179,9 @@ def simulate(
         world = World(
             meter.add, seed=seed, network=network, faults=faults, trace=events if trace else None
         )
-        run = _Run(world, channel, world_size, deadline, message_limits, object_limits, compute)
+        medium = _medium(table, network, memory or 0, prefer)
+        meeting = Rendezvous(GANG, channel, (), medium=medium)
+        run = _Run(world, meeting, world_size, deadline, message_limits, object_limits, compute)
         if branching is None:
             await run.at_once(program, args)
         else:
@@ -232,7 +239,7 @@ class _Run:
     def __init__(
         self,
         world: World,
-        channel: str,
+        meeting: Rendezvous,
         size: int,
         deadline: float,
         message_limits: MessageLimits,
@@ -246,8 +253,8 @@ class _Run:
         self._inboxes = Inboxes(world, message_limits)
         self._store = Store()
         self._limits = message_limits, object_limits
-        names = self._inboxes.lease(size) if channel == "queue" else []
-        self.meeting = Rendezvous(GANG, channel, tuple(names))
+        names = self._inboxes.lease(size) if meeting.has_inboxes else []
+        self.meeting = replace(meeting, inboxes=tuple(names))
         self.ranks: dict[int, Worker] = {}
         self.values: dict[int, Any] = {}
         self.errors: dict[int, BaseException] = {}
@@ -529,6 +536,17 @@ class _Rank(Worker):
         run = self._run
         announcing = channels.announce(self._services, run.meeting, self.number, run.size, why)
         return asyncio.create_task(announcing)
+
+
+def _medium(prices: Prices, network: Network, memory: int, prefer: str) -> Medium:
+    """What the ranks know of the network that is simulated."""
+    names = ("deliver", "direct", "publish", "receive", "put", "get")
+    times: dict[str, Any] = {}
+    for name in names:
+        latency: Latency = getattr(network, name)
+        times[name] = Seconds(latency.median, latency.p99)
+    bandwidth = sum(network.bandwidth) / 2
+    return replace(Medium.of(prices, memory, prefer), bandwidth=bandwidth, **times)
 
 
 def _crash(number: int) -> FunctionCrashed:

@@ -21,7 +21,7 @@ from fsdray.costs.meter import Meter
 from fsdray.services import MessageLimits, Messages, Objects
 from fsdray.testing.inprocess import run_ranks
 
-CHANNELS = ("queue", "object")
+CHANNELS = ("queue", "object", "auto")
 
 
 @dataclass

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsdray.collective import AsyncCommunicator, channels
+from fsdray.collective import AsyncCommunicator, channels, combined
 from fsdray.collective.channels import Channel, Rendezvous, queue
-from fsdray.collective.channels import object as object_channel
 from fsdray.collective.frames import Codec, Corrupted, Frame, Key, Operation, pack, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames
@@ -291,7 +290,7 @@ def test_a_large_message_is_the_head_and_one_range(size: int) -> None:
             assert bytes(mailbox.take(key()).payload) == data
             await channel.close()
             assert here.count("get") - before[0] == 2
-            assert here.count("get_bytes") - before[1] < object_channel.HEAD + size + 1000
+            assert here.count("get_bytes") - before[1] < combined.HEAD + size + 1000
 
     with services() as here:
         asyncio.run(exchange())
@@ -354,10 +353,10 @@ def test_a_damaged_object_is_an_error_that_names_it() -> None:
 @settings(deadline=None, max_examples=20)
 def test_payloads_of_a_combined_object_are_aligned(sizes: list[int]) -> None:
     parts = [bytes([i]) * size for i, size in enumerate(sizes)]
-    combined = object_channel.combine(
-        EPOCH, 9, outgoing(*(([i], part) for i, part in enumerate(parts)))
-    )
-    whole = b"".join(combined)
+    each = outgoing(*(([i], part) for i, part in enumerate(parts)))
+    buffers, placed = combined.combine(EPOCH, 9, each, each.parcels)
+    whole = b"".join(buffers)
+    assert placed.size == len(whole)
     for part in filter(None, parts):
         assert any(whole[at : at + len(part)] == part for at in range(0, len(whole), 64))
 
@@ -437,8 +436,8 @@ def test_a_frame_of_a_twin_is_the_same_frame() -> None:
         [pack(frame) for frame in frames(EPOCH, 0, each, each.parcels[0], 100)] for _ in range(2)
     )
     assert first == second
-    assert b"".join(map(bytes, object_channel.combine(EPOCH, 0, each))) == b"".join(
-        map(bytes, object_channel.combine(EPOCH, 0, each))
+    assert combined.combine(EPOCH, 0, each, each.parcels) == combined.combine(
+        EPOCH, 0, each, each.parcels
     )
 
 

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 
 from fsdray import wire
+from fsdray.backends.simulated import SimulatedMessages
 from fsdray.collective import ANY_SOURCE, AsyncCommunicator, AsyncRequest
 from fsdray.collective.channels.sendlog import Logged, SendLog, frames_to
 from fsdray.collective.frames import Codec, Frame, Key, Operation, pack, unpack
 from fsdray.collective.mailbox import Mailbox
-from fsdray.errors import FunctionCrashed, RankFailed
+from fsdray.errors import FunctionCrashed, RankFailed, Throttled
 from fsdray.retries import catches_up
 from fsdray.testing import Death, Faults, compute, simulate
 from fsdray.testing.simulation import Simulation
 from tests.collective import CHANNELS, noise, services
 
-SOME = ("queue", "object")
+SOME = ("queue", "object", "auto")
 BAD = Faults(duplicate=0.1, delay=0.1, reorder=0.2, corrupt=0.05, forget=0.1, partial=0.1, twin=0.2)
 
 
@@ -406,6 +407,28 @@ def test_one_who_is_given_up_and_lives_on_harms_nobody(channel: str) -> None:
         assert run.restarted == 0
         assert 1 <= run.relaunched <= 2
         check_clean(run)
+
+
+@pytest.mark.parametrize("trouble", ["refused", "never"])
+def test_where_there_is_no_inbox_for_one_the_gang_starts_anew_in_those_that_it_has(
+    trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = SimulatedMessages.lease
+
+    async def scarce(self: SimulatedMessages, count: int) -> list[str]:
+        if count == 1 and trouble == "refused":
+            raise Throttled("no inbox is free")
+        if count == 1:
+            await asyncio.sleep(10_000)
+        return await lease(self, count)
+
+    monkeypatch.setattr(SimulatedMessages, "lease", scarce)
+    death = Faults(deaths=(Death(1, at=0.4),))
+    run = simulate(ring, 3, 5, faults=death, max_retries=1)
+    assert run.values == simulate(ring, 3, 5).values
+    assert (run.relaunched, run.restarted, run.counts["invoke"]) == (0, 1, 6)
+    assert run.seconds < 20
+    check_clean(run)
 
 
 def test_the_same_seed_gives_the_same_trace_with_deaths_and_all() -> None:

@@ -60,5 +60,5 @@ def test_a_task_knows_its_attempt(ray: Any, tally: Any) -> None:
         context = ray.get_runtime_context()
         return context.attempt, context.backend, context.rank
 
-    assert ray.get(third.remote(tally)) == (3, "local", None)
+    assert ray.get(third.remote(tally)) == (3, ray.get_runtime_context().backend, None)
     assert not hasattr(ray.get_runtime_context(), "get_job_id")

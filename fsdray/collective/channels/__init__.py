@@ -1,8 +1,10 @@
 """Channels: how a communicator's messages move, and the gang's meeting place on each.
 
 A channel batches, splits, multicasts and acknowledges; what arrives it deposits in the mailbox.
-`queue` moves frames through messages, `object` through objects. To add a channel, add a module
-here with a `Channel` and name it in `open_channel`, `prepare`, `announce` and `clear`.
+`queue` moves frames through messages, `object` through objects (see
+`fsdray.collective.combined`), `auto` each message
+the way that suits it. To add a channel, add a module here with a `Channel` and name it in
+`open_channel`, `prepare`, `announce` and `clear`.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from typing import Protocol
 
 from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
-from fsdray.collective.channels.object import SendsNothing
+from fsdray.collective.channels.auto import AutoChannel
 from fsdray.collective.channels.sendlog import SendLog
+from fsdray.collective.combined import SendsNothing, prefix
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
-from fsdray.services import Backend
+from fsdray.costs.medium import USUAL, Medium
+from fsdray.services import Backend, MessageLimits
 
 __all__ = [
     "Channel",
@@ -29,6 +33,7 @@ __all__ = [
     "SendsNothing",
     "announce",
     "clear",
+    "has_inboxes",
     "open_channel",
     "prepare",
 ]
@@ -40,6 +45,21 @@ class Channel(Protocol):
     Guarantees: `post` returns when the services have accepted all; after `collect` returned, the
     mailbox holds at least one of the keys' messages that it did not hold before.
     """
+
+    @property
+    def name(self) -> str:
+        """As users choose it."""
+        ...
+
+    @property
+    def medium(self) -> Medium:
+        """What algorithms are chosen by."""
+        ...
+
+    @property
+    def limits(self) -> MessageLimits:
+        """What messages are split by."""
+        ...
 
     @property
     def written(self) -> Sequence[str]:
@@ -80,10 +100,16 @@ class Rendezvous:
     inboxes: tuple[str, ...]
     moved: Mapping[int, int] = field(default_factory=dict)
     recovers: bool = False
+    medium: Medium = USUAL
 
     @property
     def epoch(self) -> bytes:
         return bytes.fromhex(self.gang)
+
+    @property
+    def has_inboxes(self) -> bool:
+        """Whether ranks receive through inboxes."""
+        return has_inboxes(self.channel)
 
     def with_moved(self, rank: int, incarnation: int, inbox: str | None) -> Rendezvous:
         """The same, with another inbox of a rank where the channel has any."""
@@ -93,10 +119,15 @@ class Rendezvous:
         return replace(self, inboxes=tuple(inboxes), moved={**self.moved, rank: incarnation})
 
 
-async def prepare(backend: Backend, channel: str, size: int) -> Rendezvous:
+def has_inboxes(channel: str) -> bool:
+    """Whether the ranks of a gang on this channel have an inbox each."""
+    return channel != "object"
+
+
+async def prepare(backend: Backend, channel: str, size: int, medium: Medium = USUAL) -> Rendezvous:
     """A meeting place for a new gang of `size` ranks; `clear` gives it back."""
-    inboxes = tuple(await backend.messages.lease(size)) if channel == "queue" else ()
-    return Rendezvous(secrets.token_hex(16), channel, inboxes)
+    inboxes = tuple(await backend.messages.lease(size)) if has_inboxes(channel) else ()
+    return Rendezvous(secrets.token_hex(16), channel, inboxes, medium=medium)
 
 
 def open_channel(
@@ -108,6 +139,19 @@ def open_channel(
     log: SendLog | None = None,
 ) -> Channel:
     """The channel of one rank; `log` is to keep what it sends, where objects do not."""
+    if rendezvous.channel == "auto":
+        return AutoChannel(
+            backend.messages,
+            backend.objects,
+            rendezvous.gang,
+            rendezvous.epoch,
+            rank,
+            rendezvous.inboxes,
+            mailbox,
+            rendezvous.medium,
+            rendezvous.moved,
+            log,
+        )
     if rendezvous.channel == "queue":
         return queue_channel.QueueChannel(
             backend.messages,
@@ -117,9 +161,16 @@ def open_channel(
             mailbox,
             rendezvous.moved,
             log,
+            rendezvous.medium,
         )
     return object_channel.ObjectChannel(
-        backend.objects, rendezvous.gang, rendezvous.epoch, rank, size, mailbox
+        backend.objects,
+        rendezvous.gang,
+        rendezvous.epoch,
+        rank,
+        size,
+        mailbox,
+        rendezvous.medium,
     )
 
 
@@ -131,7 +182,7 @@ async def announce(
     Returns the objects that this wrote, for `clear`.
     """
     frame = _control(rendezvous, Operation.ABORT, source, range(size), why)
-    if rendezvous.channel == "queue":
+    if rendezvous.has_inboxes:
         inboxes = rendezvous.inboxes
         await queue_channel.announce(
             backend.messages, inboxes, rendezvous.moved, frame, range(len(inboxes))
@@ -164,20 +215,19 @@ async def clear(
     Only the objects of a gang that lost ranks (`is_broken`) are looked for by listing, which is
     billed: its dead ranks cannot say what they wrote.
     """
-    if rendezvous.channel == "queue":
+    if rendezvous.has_inboxes:
         await backend.messages.release(rendezvous.inboxes, is_broken=is_broken)
-        if not rendezvous.recovers:
-            return
+    if rendezvous.channel == "queue" and not rendezvous.recovers:
+        return
     if is_broken:
-        prefix = object_channel.prefix(rendezvous.gang)
-        await backend.objects.delete(await backend.objects.list(prefix))
+        await backend.objects.delete(await backend.objects.list(prefix(rendezvous.gang)))
     elif written:
         await backend.objects.delete(written)
 
 
 def log_prefix(rendezvous: Rendezvous, rank: int, incarnation: int) -> str:
     """Where the objects lie that are too much of a send log for a rank's memory."""
-    return f"{object_channel.prefix(rendezvous.gang)}log/{rank}-{incarnation}-"
+    return f"{prefix(rendezvous.gang)}log/{rank}-{incarnation}-"
 
 
 def _control(

@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from fsdray.collective.algorithms import groups
 from fsdray.collective.channels.sendlog import SendLog
+from fsdray.collective.forms import READERS, groups
 from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
-from fsdray.collective.parcels import Outgoing, frames
+from fsdray.collective.parcels import Outgoing, Parcel, frames
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.services import Delivery, Message, MessageLimits, Messages
 
 T = TypeVar("T")
@@ -26,9 +27,7 @@ LOOK = 1.0
 waits for what this one had sent it. A receive costs 0.4 µ$, a second of a rank of 1,769 MB 29."""
 
 LINGER = 0.001
-"""Seconds that a rank which waits for several messages gives the next ones to gather, after the
-first came. A receive and its part of an acknowledgement cost 0.5 µ$, which is what a rank of 1,769
-MB costs in 16 ms: worth a moment, not more (prices: FACTS, section 3)."""
+"""Seconds that an `isend` which nobody waits for stays for company."""
 
 
 class QueueChannel:
@@ -40,6 +39,8 @@ class QueueChannel:
     log : keeps what is sent; None where no rank is started again.
     """
 
+    name = "queue"
+
     def __init__(
         self,
         messages: Messages,
@@ -49,7 +50,9 @@ class QueueChannel:
         mailbox: Mailbox,
         moved: Mapping[int, int] | None = None,
         log: SendLog | None = None,
+        medium: Medium = USUAL,
     ) -> None:
+        self.medium = medium
         self._messages = messages
         self._epoch = epoch
         self._rank = rank
@@ -62,60 +65,42 @@ class QueueChannel:
         self._departure: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: set[asyncio.Task[None]] = set()
+        self._collecting: dict[asyncio.Future[None], Sequence[Key]] = {}
+        self._most = 0  # messages of the last receive, which may have left some; 0: it left none
         self._held: list[Delivery] = []  # deposited, not acknowledged yet
         self._due: asyncio.TimerHandle | None = None
         self._acknowledging: set[asyncio.Task[None]] = set()
         self._looking: asyncio.TimerHandle | None = None
-        self.written: Sequence[str] = ()
+        self.written: list[str] = []
         self.corrupted = 0  # frames that were refused; the service delivers them again
         if log is not None:
             self._look_later()
 
     async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
-        limits = self._messages.limits
-        for parcel in outgoing.parcels:
-            for group, some in groups(parcel.destinations, limits.fanout):
-                room = limits.room(len(some)) - overhead(len(some))
-                addressed = type(parcel)(some, parcel.codec, parcel.payload)
-                incarnation = self._moved.get(self._rank, 0) % 256
-                for frame in frames(
-                    self._epoch, self._rank, outgoing, addressed, room, incarnation
-                ):
-                    self._send(pack(frame), group, some)
-        if self._log is not None:
-            await self._log.relieve()
-        if self._departure is None:
-            self._departure = asyncio.create_task(self._depart())
-            self._under_way.add(self._departure)
-            self._departure.add_done_callback(self._arrived)
-        waiting = sum(map(len, self._ready.values()))
-        if not may_linger or waiting >= limits.batch_messages:
-            self.hurry()
-        # Others travel with it: who gives up waiting does not stop it.
-        await asyncio.shield(self._departure)
+        await self._post(outgoing, outgoing.parcels, may_linger)
+
+    @property
+    def limits(self) -> MessageLimits:
+        return self._messages.limits
 
     def hurry(self) -> None:
         if self._departure is not None:
             self._hurried.set()
 
     async def collect(self, keys: Sequence[Key]) -> None:
-        # One reader serves all who wait at the same time.
+        # The readers serve all who wait at the same time.
         changed = self._mailbox.changed()
+        self._collecting[changed] = keys
         self.hurry()  # what this rank waits for may be an answer to what lingers
         try:
-            while not changed.done():
-                if self._reading is None or self._reading.done():
-                    self._reading = asyncio.create_task(self._read())
-                    self._reading.add_done_callback(_seen)  # nobody may wait for it by then
-                await asyncio.wait((changed, self._reading), return_when=asyncio.FIRST_COMPLETED)
-                if self._reading.done():
-                    self._reading.result()
+            await self._read_until(changed, keys)
             changed.result()
-            if any(not key.is_send and not self._mailbox.has(key) for key in keys):
+            if not self._most and any(not k.is_send and not self._mailbox.has(k) for k in keys):
                 # The others are on their way, and a receive that brings several is billed once.
-                await asyncio.sleep(LINGER)
+                await asyncio.sleep(self._messages.limits.linger)
         finally:
+            del self._collecting[changed]
             changed.cancel()
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
@@ -135,23 +120,99 @@ class QueueChannel:
         self.hurry()
         if self._under_way:
             await asyncio.wait(list(self._under_way))
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
+        for reading in self._reading:
+            reading.cancel()
+        if self._reading:
+            await asyncio.wait(list(self._reading))
         if self._under_way:  # of what was read last
             await asyncio.wait(list(self._under_way))
         self._acknowledge(len(self._held))
         if self._acknowledging:
             await asyncio.wait(list(self._acknowledging))
 
+    # For channels that are built on this one
+
+    async def _post(
+        self,
+        outgoing: Outgoing,
+        parcels: Sequence[Parcel],
+        may_linger: bool,
+        pointers: Sequence[Parcel] = (),
+    ) -> None:
+        """Send these parcels of what is sent as frames, and these as pointers."""
+        limits = self._messages.limits
+        incarnation = self._moved.get(self._rank, 0) % 256
+        marked = [(each, False) for each in parcels] + [(each, True) for each in pointers]
+        for parcel, is_pointer in marked:
+            for group, some in groups(parcel.destinations, limits.fanout):
+                room = limits.room(len(some)) - overhead(len(some))
+                addressed = Parcel(some, parcel.codec, parcel.payload)
+                for frame in frames(
+                    self._epoch, self._rank, outgoing, addressed, room, incarnation
+                ):
+                    marked_frame = replace(frame, is_pointer=True) if is_pointer else frame
+                    self._send(pack(marked_frame), group, some)
+        if self._log is not None:
+            await self._log.relieve()
+        if self._departure is None:
+            self._departure = asyncio.create_task(self._depart())
+            self._under_way.add(self._departure)
+            self._departure.add_done_callback(self._arrived)
+        waiting = sum(map(len, self._ready.values()))
+        if not may_linger or waiting >= limits.batch_messages:
+            self.hurry()
+        # Others travel with it: who gives up waiting does not stop it.
+        await asyncio.shield(self._departure)
+
+    def _outstanding(self, keys: Sequence[Key]) -> int:
+        """At least how many frames are to come for these keys; of sends any one will do."""
+        if not keys or keys[0].is_send:
+            return 1
+        return sum(self._mailbox.outstanding(key) for key in keys if not self._mailbox.has(key))
+
+    def _accept(self, frame: Frame, delivery: Delivery) -> None:
+        """Keep a frame; its delivery is acknowledged once it is held."""
+        self._mailbox.deposit(frame)
+        self._hold(delivery)
+
+    def _hold(self, delivery: Delivery) -> None:
+        """What this delivery brought is safe: acknowledge it by and by, in full batches."""
+        self._held.append(delivery)
+        limits = self._messages.limits
+        self._acknowledge(len(self._held) // limits.acknowledge * limits.acknowledge)
+        if self._held and self._due is None:
+            # The rest goes before the service would deliver it again.
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_later(limits.visibility / 3, self._acknowledge_late)
+
+    # Inside
+
+    async def _read_until(self, changed: asyncio.Future[None], keys: Sequence[Key]) -> None:
+        """Read until something has come; with one receive, or with as many as find full batches."""
+        while not changed.done():
+            coming = self._outstanding(keys)
+            wanted = 1 if not self._most else min(READERS, -(-coming // self._most))
+            while coming and len(self._reading) < wanted:
+                self._begin_reading()
+            await asyncio.wait((changed, *self._reading), return_when=asyncio.FIRST_COMPLETED)
+            done = {reading for reading in self._reading if reading.done()}
+            self._reading -= done
+            for reading in done:
+                reading.result()
+
+    def _begin_reading(self) -> None:
+        reading = asyncio.create_task(self._read())
+        reading.add_done_callback(_seen)  # nobody may wait for it by then
+        self._reading.add(reading)
+
     def _look_later(self) -> None:
         self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
 
     def _look(self) -> None:
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read())
-            # Where it fails, who waits for a message reads again, and is told.
-            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Where a receive fails, who waits for a message reads again, and is told.
+        self._reading = {reading for reading in self._reading if not reading.done()}
+        if not self._reading:
+            self._begin_reading()
         self._look_later()
 
     def _send(self, body: bytes, group: int, ranks: tuple[int, ...]) -> None:
@@ -182,13 +243,11 @@ class QueueChannel:
         ready, self._ready, self._departure = self._ready, {}, None
         self._hurried.clear()
         limits = self._messages.limits
-        await asyncio.gather(
-            *(
-                self._messages.publish(batch)
-                for group in ready.values()
-                for batch in batches(group, limits)
-            )
-        )
+        full = [batch for group in ready.values() for batch in batches(group, limits)]
+        if len(full) == 1:  # mostly: no task of its own
+            await self._messages.publish(full[0])
+        else:
+            await asyncio.gather(*map(self._messages.publish, full))
 
     def _arrived(self, departure: asyncio.Task[None]) -> None:
         self._under_way.discard(departure)
@@ -196,21 +255,19 @@ class QueueChannel:
             departure.exception()  # those who wait for it are told; who gave up is not
 
     async def _read(self) -> None:
-        """One receive; what is held is acknowledged by and by, in full batches."""
+        """One receive."""
         limits = self._messages.limits
-        for delivery in await self._messages.receive(self._inboxes[self._rank], wait=limits.wait):
+        got = await self._messages.receive(self._inboxes[self._rank], wait=limits.wait)
+        size = sum(delivery.billed for delivery in got)
+        is_full = len(got) >= limits.receive_messages or size > limits.receive - limits.message
+        self._most = len(got) if is_full else 0
+        for delivery in got:
             try:
                 frame = unpack(delivery.body)
             except Corrupted:
                 self.corrupted += 1
                 continue
-            self._mailbox.deposit(frame)
-            self._held.append(delivery)
-        self._acknowledge(len(self._held) // limits.acknowledge * limits.acknowledge)
-        if self._held and self._due is None:
-            # The rest goes before the service would deliver it again.
-            loop = asyncio.get_running_loop()
-            self._due = loop.call_later(limits.visibility / 3, self._acknowledge_late)
+            self._accept(frame, delivery)
 
     def _acknowledge(self, count: int) -> None:
         done, self._held = self._held[:count], self._held[count:]

@@ -29,6 +29,23 @@ def hand_functions_over(mirror: Any, url: str) -> None:
     provisioners._RESOURCE_HANDLERS.update(mirror.handlers(url, provisioners._physical_name))
 
 
+def keep_attributes_of_nested_stacks() -> None:
+    """Have what an update of a nested stack leaves alone keep its attributes."""
+    package: Any = importlib.import_module("ministack.services.cloudformation")
+    provisioners: Any = importlib.import_module("ministack.services.cloudformation.provisioners")
+    update = provisioners._update_resource
+
+    def update_resource(
+        kind: str, made: str, old: Any, new: Any, stack: str, logical: str = "", known: Any = None
+    ) -> Any:
+        if known is None:
+            resources = package._stacks.get(stack, {}).get("_resources", {})
+            known = resources.get(logical, {}).get("Attributes")
+        return update(kind, made, old, new, stack, logical, known)
+
+    provisioners._update_resource = update_resource
+
+
 def wake_receivers(loop: asyncio.AbstractEventLoop) -> None:
     """Have a message wake those who wait for one, where ministack would look every 100 ms."""
     sqs: Any = importlib.import_module("ministack.services.sqs")

@@ -44,6 +44,7 @@ async def _serve(settings: dict[str, Any], file: IO[bytes]) -> None:
     ministack = importlib.import_module("ministack.app")
     amend = _sibling("amend")
     amend.hand_functions_over(_sibling("mirror"), settings["functions"])
+    amend.keep_attributes_of_nested_stacks()
     amend.wake_receivers(loop)
     amend.keep_binary_attributes()
     amend.keep_queue_policies()

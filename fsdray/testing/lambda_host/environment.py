@@ -198,6 +198,7 @@ class Environment:
             self._read_output()
             self._loop.remove_reader(self._output)
             os.close(self._output)
+            self._output = -1  # of a call that was running, `run` still goes on
         if self._process is not None:
             self._process.end()
         if self._listener is not None:
@@ -271,6 +272,8 @@ class Environment:
 
     def _read_output(self) -> None:
         """Take what is in the pipe; not for ever, though it be filled as fast."""
+        if self._output < 0:
+            return
         with contextlib.suppress(BlockingIOError):
             for _ in range(_PIPE // _CHUNK):
                 data = os.read(self._output, _CHUNK)

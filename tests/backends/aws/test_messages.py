@@ -14,8 +14,8 @@ import pytest
 
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.inboxes import Inbox, attributes, inbox_of, pack, unpack
-from fsdray.backends.aws.ledger import Ledger
 from fsdray.backends.aws.leases import Leases
+from fsdray.backends.aws.ledger import Ledger
 from fsdray.backends.aws.messages import AwsMessages, in_full, purge
 from fsdray.backends.aws.stack import Stack
 from fsdray.backends.aws.store import PoolObject
@@ -267,13 +267,17 @@ def test_a_killed_sessions_slots_are_taken_over_and_its_zombie_does_no_harm(
             inboxes = await heir.messages.lease(SLOTS)  # waits for the end of the hold
             target = inboxes[0]
             assert inbox_of(target).slot == inbox_of(lost[0]).slot
-            # The zombie sends to its old inbox, deletes what it took, and reads what is not its own.
+            # The zombie sends to its old inbox, deletes what it took, reads what is not its own.
             await dead.messages.publish([Message(b"late", (lost[0],))])
             await dead.messages.acknowledge([delivery])
             await heir.messages.publish([Message(b"new", (target,))])
-            with pytest.raises(ServiceError, match=r"lease of inbox .* is over"):
+
+            async def read_on() -> None:
                 while True:
                     await dead.messages.receive(lost[0], wait=1)
+
+            with pytest.raises(ServiceError, match=r"lease of inbox .* is over"):
+                await read_on()
             seen = []
             while not seen:
                 seen = await heir.messages.receive(target, wait=2)

@@ -195,6 +195,22 @@ def connected_files() -> Iterator[Kept]:
         yield Kept(Path(folder))
 
 
+def test_who_finds_a_key_written_tells_those_who_wait_for_it(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    objects = LocalObjects(files, Watchers(files.exists), Meter().add)
+
+    async def wait() -> bytes:
+        waiting = asyncio.create_task(objects.get("key", wait=60))
+        await asyncio.sleep(0)
+        files.write("key", [b"first"], True, None)  # by one who dies before it can say so
+        assert await objects.put("key", b"second", if_absent=True) is None
+        blob = await waiting
+        assert blob is not None
+        return bytes(blob.data)
+
+    assert asyncio.run(asyncio.wait_for(wait(), 20)) == b"first"
+
+
 def test_a_failed_write_leaves_nothing_behind(kept: Kept, tmp_path: Path) -> None:
     loop.run(kept.objects.put("key", b"x"))
     before = sorted(tmp_path.iterdir())
