@@ -42,7 +42,10 @@ def emulate(
     before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
     try:
         with Emulator(
-            port=port, concurrency=concurrency, cache=settings.cache_directory
+            port=port,
+            concurrency=concurrency,
+            cache=settings.cache_directory,
+            cloudwatch=True,
         ) as emulator:
             variables = emulator.environment | {"FSDRAY_STACK": settings.stack}
             os.environ.update(variables)
