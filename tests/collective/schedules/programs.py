@@ -110,7 +110,7 @@ def schedule(draw: random.Random, channels: tuple[str, ...]) -> Schedule:
     """Draw one."""
     size = draw.choice(SIZES)
     message = draw.choice((700, 1000, 4096))
-    steps = tuple(_step(draw, size, message) for _ in range(draw.randint(1, 7)))
+    steps = tuple(_step(draw, size, message) for _ in range(draw.randint(1, 6)))
     fate = None
     if size > 1 and draw.random() < 0.25:
         what = draw.choice(("dies", "dies", "dies", "raises", "strays", "aborts", "is absent"))
