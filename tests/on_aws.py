@@ -70,34 +70,23 @@ def runs(item: pytest.Item) -> bool:
     return is_public and item.get_closest_marker("local_only") is None
 
 
-class _Quiet:
-    """What is told of a deploy, unheard."""
-
-    def say(self, text: str) -> None: ...
-    def begin(self, what: str, total: int) -> None: ...
-    def event(self, event: Any) -> None: ...
-    def end(self) -> None: ...
-
-
 @contextmanager
 def platform() -> Iterator[None]:
     """A stack on an emulator, which the sessions of these tests find; at the end both are gone."""
-    from fsdray.backends.aws import deploy
-    from fsdray.settings import resolve
+    # Only here: they import AWS's clients, which takes a second.
     from fsdray.testing.emulator import Emulator
+    from tests.deployed import deployed, using
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSDRAY_BACKEND", "aws")
-        if "AWS_ENDPOINT_URL" in os.environ:
+    if "AWS_ENDPOINT_URL" in os.environ:
+        with using({"FSDRAY_BACKEND": "aws"}):
             yield
-            return
-        with Emulator(cloudwatch=True) as emulator:
-            for name, value in emulator.environment.items():
-                patch.setenv(name, value)
-            settings = resolve({})
-            deploy.deploy(settings, {"slots": SLOTS}, _Quiet(), is_bare=True)
-            yield
-            assert deploy.destroy(settings, _Quiet())
+        return
+    with (
+        Emulator(cloudwatch=True) as emulator,
+        deployed(emulator, "tests", slots=SLOTS) as variables,
+        using(variables | {"FSDRAY_BACKEND": "aws"}),
+    ):
+        yield
 
 
 def amount(usual: int, on_aws: int) -> int:

@@ -99,8 +99,7 @@ def combine(
     epoch: bytes, source: int, outgoing: Outgoing, parcels: Sequence[Parcel]
 ) -> tuple[list[Buffer], Layout]:
     """One object of these parcels of what is sent: an index, then their frames."""
-    sizes = [sum(memoryview(part).nbytes for part in parcel.payload) for parcel in parcels]
-    placed = layout([(len(p.destinations), n) for p, n in zip(parcels, sizes, strict=True)])
+    placed = layout([(len(parcel.destinations), parcel.size) for parcel in parcels])
     index = [_COUNT.pack(len(parcels), placed.index)]
     body: list[Buffer] = []
     at = placed.index

@@ -11,8 +11,7 @@ import copy
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Self, SupportsIndex, TypeVar
 
-from fsdray.collective import algorithms
-from fsdray.collective.algorithms import Call, Exchange
+from fsdray.collective.algorithms import Exchange, all_to_all, from_root, to_higher, to_root
 from fsdray.collective.channels import Channel
 from fsdray.collective.endpoint import Abort, Chance, Endpoint, never_again, tell_nobody
 from fsdray.collective.envelope import UNDEFINED, is_number, rank_in
@@ -20,7 +19,7 @@ from fsdray.collective.frames import Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.member import WORLD, child_id, copied
 from fsdray.collective.ops import SUM, Op, fold
-from fsdray.collective.p2p import PointToPoint
+from fsdray.collective.relay import Relays
 from fsdray.collective.requests import AsyncRequest
 from fsdray.errors import CollectiveError, RankFailed, SettingsError
 
@@ -29,7 +28,7 @@ T = TypeVar("T")
 MAX_COLOR = 2**31  # as in MPI, whose colors are C's int
 
 
-class AsyncCommunicator(PointToPoint):
+class AsyncCommunicator(Relays):
     """What the ranks of a group talk through, in coroutines.
 
     Collectives and sends take their place in the order of operations when they are *called*, not
@@ -98,25 +97,19 @@ class AsyncCommunicator(PointToPoint):
     def allgather(self, sendobj: Any) -> Awaitable[list[Any]]:
         """The objects of all ranks, in their order."""
         own = copied(sendobj)
-        exchange = self._same_to_all(Operation.ALLGATHER, sendobj)
+        exchange = self._same_from_all(Operation.ALLGATHER, sendobj)
         return _then(exchange, lambda got: self._in_order(got, own))
 
     def alltoall(self, sendobj: Sequence[Any]) -> Awaitable[list[Any]]:
         """Of everybody's sequence, one object a rank, those for this rank, in rank order."""
         values = self._one_a_rank("alltoall", sendobj)
         own = copied(values[self.rank])
-        exchange = self._own_to_each(Operation.ALLTOALL, values)
+        exchange = self._own_from_all(Operation.ALLTOALL, values)
         return _then(exchange, lambda got: self._in_order(got, own))
 
     def allreduce(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
         """All ranks' objects, reduced in rank order, at every rank: the same bits at each."""
-        op = _callable(op)
-        own = copied(sendobj)
-        first, *second = self._rounds(Operation.ALLREDUCE)
-        exchange = self._exchange(Operation.ALLREDUCE, first, [sendobj] * len(first.destinations))
-        if not second:
-            return self._reduced(exchange, op, own)
-        return self._reduced_by_way_of_root(exchange, self._number(), op, own)
+        return self._reduced_for_all(sendobj, _callable(op))
 
     def reduce_scatter(self, sendobj: Sequence[Any], op: Op = SUM) -> Awaitable[Any]:
         """Of everybody's sequence, one object a rank, those for this rank, reduced in rank order.
@@ -126,7 +119,7 @@ class AsyncCommunicator(PointToPoint):
         op = _callable(op)
         values = self._one_a_rank("reduce_scatter", sendobj)
         own = copied(values[self.rank])
-        return self._reduced(self._own_to_each(Operation.REDUCE_SCATTER, values), op, own)
+        return self._reduced(self._own_from_all(Operation.REDUCE_SCATTER, values), op, own)
 
     def scan(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
         """The objects of the ranks up to this one, reduced in rank order."""
@@ -227,10 +220,8 @@ class AsyncCommunicator(PointToPoint):
         if not isinstance(key, SupportsIndex):
             raise SettingsError(f"key={key!r}: a key is a whole number")
         place = key.__index__()
-        (pattern,) = self._rounds(Operation.SPLIT)
         number = self._number()
-        given = [(chosen, place)] * len(pattern.destinations)
-        exchange = self._exchange(Operation.SPLIT, pattern, given, number=number)
+        exchange = self._same_from_all(Operation.SPLIT, (chosen, place), number)
         return _then(
             exchange, lambda got: self._part(number, self._in_order(got, (chosen, place)), chosen)
         )
@@ -303,7 +294,20 @@ class AsyncCommunicator(PointToPoint):
     # Inside
 
     def _rounds(self, operation: Operation, root: int = 0) -> tuple[Exchange, ...]:
-        return algorithms.rounds(Call(operation, self.rank, self.size, root))
+        """This rank's part of those that are one exchange, or one to rank 0 and one from there."""
+        rank, size = self.rank, self.size
+        match operation:
+            case Operation.BCAST | Operation.SCATTER:
+                is_multicast = operation == Operation.BCAST
+                return (from_root(rank, size, root, is_multicast=is_multicast),)
+            case Operation.GATHER | Operation.REDUCE:
+                return (to_root(rank, size, root),)
+            case _:
+                is_multicast = operation == Operation.BARRIER
+                if self.is_one_round(operation):
+                    return ((all_to_all if is_multicast else to_higher)(rank, size),)
+                down = from_root(rank, size, 0, is_multicast=is_multicast)
+                return (to_root(rank, size, 0), down)
 
     def _same_to_all(
         self, operation: Operation, value: Any, root: int = 0
@@ -325,25 +329,10 @@ class AsyncCommunicator(PointToPoint):
             raise SettingsError(f"{what} takes one object a rank: {self.size}, not {len(values)}")
         return values
 
-    def _in_order(self, got: dict[int, Any], own: Any) -> list[Any]:
-        return [own if rank == self.rank else got[rank] for rank in range(self.size)]
-
     async def _reduced(
         self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: Any
     ) -> Any:
         return await self._finish(fold, op, self._in_order(await exchange, own))
-
-    async def _reduced_by_way_of_root(
-        self, gathered: Coroutine[Any, Any, dict[int, Any]], down: int, op: Op, own: Any
-    ) -> Any:
-        values = await gathered
-        result = None
-        if self.rank == 0:
-            result = await self.compute(fold, op, self._in_order(values, own))
-        pattern = self._rounds(Operation.ALLREDUCE)[1]
-        given = [result] * len(pattern.destinations)
-        got = await self._exchange(Operation.ALLREDUCE, pattern, given, number=down)
-        return result if self.rank == 0 else got[0]
 
     def _scan(self, operation: Operation, sendobj: Any, op: Op) -> Awaitable[Any]:
         op = _callable(op)

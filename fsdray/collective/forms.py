@@ -6,12 +6,12 @@ Pure functions of sizes and limits: `channels.auto` chooses by them, the formula
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from fsdray.collective.combined import ALIGN, HEAD, SPAN_SIZE, Layout, layout
+from fsdray.collective.combined import ALIGN, HEAD, SPAN_SIZE, layout
 from fsdray.collective.frames import overhead
 from fsdray.costs.medium import Bill, Medium, best
 from fsdray.services import ADDRESS, ENVELOPE, KIB, MessageLimits, units
@@ -21,6 +21,12 @@ Spec: TypeAlias = tuple[tuple[int, ...], int]
 
 _CUTS = (8 * KIB, 32 * KIB, 64 * KIB, 128 * KIB, 256 * KIB)
 """Bytes from which messages are tried as part of an object, where many of many sizes go out."""
+WINDOW = 64
+"""Objects of one collective that a rank looks for at a time. More would not come sooner, since a
+client has no more connections, and each look at an object that is not there yet is billed."""
+READERS = 16
+"""Receives that a rank has under way where each one before came back full: one takes some 8 ms, and
+brings 10 messages at most, so that the last of 4,095 ranks would be heard after 3 seconds."""
 _FULL = 10  # senders from whom on a receiver's batches are taken to be full
 
 
@@ -70,6 +76,7 @@ def published(frames: Sequence[tuple[int, tuple[int, ...]]], limits: MessageLimi
     """The batches that hold frames of these sizes and targets, the largest placed first."""
     closed: list[tuple[int, int, set[tuple[int, ...]]]] = []
     opened: list[tuple[int, int, set[tuple[int, ...]]]] = []
+    least = min((size for size, _ in frames), default=0)
     for size, ranks in sorted(frames, key=lambda frame: -frame[0]):
         for i, (used, count, targets) in enumerate(opened):
             if used + size <= limits.batch:
@@ -79,14 +86,50 @@ def published(frames: Sequence[tuple[int, tuple[int, ...]]], limits: MessageLimi
         else:
             i = len(opened)
             opened.append((size, 1, {ranks}))
-        if opened[i][1] == limits.batch_messages:
+        used, count, _ = opened[i]
+        if count == limits.batch_messages or used + least > limits.batch:  # nothing more fits
             closed.append(opened.pop(i))
     return [_call(size, targets) for size, _, targets in (*closed, *opened)]
 
 
-def in_frames(parcels: Sequence[Spec], limits: MessageLimits) -> Sent:
-    """Parcels as frames in messages."""
-    return _mixed(parcels, (), None, limits)
+def mixed(parcels: Sequence[Spec], large: frozenset[int], limits: MessageLimits) -> Sent:
+    """Parcels as frames in messages, and the `large` ones as one object with pointers."""
+    inline = [parcel for i, parcel in enumerate(parcels) if i not in large]
+    objects = [parcels[i] for i in sorted(large)]
+    by_group: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    first: list[int] = []
+
+    def add(ranks: tuple[int, ...], payload: int) -> None:
+        for group, some in groups(ranks, limits.fanout):
+            sizes = frame_sizes(payload, len(some), limits)
+            by_group.setdefault(group, []).extend((size, some) for size in sizes)
+            if not first:
+                first.extend(sizes)
+
+    for ranks, payload in inline:
+        add(ranks, payload)
+    down = sum(first)
+    counts: dict[str, float] = {}
+    fetched: dict[str, float] = {}
+    up = 0
+    if objects:
+        placed = layout([(len(ranks), size) for ranks, size in objects])
+        spans = [end - start + start % ALIGN for start, end in placed.spans]
+        readers = sum(len(ranks) for ranks, _ in objects)
+        total = sum(len(ranks) * n for (ranks, _), n in zip(objects, spans, strict=True))
+        counts |= {"put": 1, "put_bytes": placed.size}
+        fetched = {"get": readers, "get_bytes": total}
+        up = placed.size
+        down = max(down, total // readers)
+        for ranks, entries in pointers([ranks for ranks, _ in objects], limits):
+            add(ranks, SPAN_SIZE * entries)
+    calls = [call for frames in by_group.values() for call in published(frames, limits)]
+    for call in calls:
+        for name, amount in call.counts.items():
+            counts[name] = counts.get(name, 0.0) + amount
+    up += sum(call.up for call in calls)
+    direct = bool(calls) and all(call.is_direct for call in calls)
+    return Sent(counts, tuple(first), fetched, up, down, direct)
 
 
 def in_object(parcels: Sequence[Spec]) -> Sent:
@@ -105,11 +148,6 @@ def in_object(parcels: Sequence[Spec]) -> Sent:
     fetched = {"get": float(gets), "get_bytes": float(got)}
     readers = sum(len(ranks) for ranks, _ in parcels)
     return Sent(counts, (), fetched, placed.size, got // max(1, readers), False)
-
-
-def pointed(parcels: Sequence[Spec], limits: MessageLimits, told: Iterable[int] | None) -> Sent:
-    """Parcels as one object, and pointers to those that are told."""
-    return _mixed((), parcels, told, limits)
 
 
 @lru_cache(maxsize=4096)
@@ -132,9 +170,7 @@ def stored(
             ways[str(cut)] = some
     bills = {}
     for name, some in ways.items():
-        inline = [parcel for i, parcel in enumerate(parcels) if i not in some]
-        sent = _mixed(inline, [parcels[i] for i in sorted(some)], None, limits)
-        bills[name] = _of_one(sent, parcels, fellows, medium, limits)
+        bills[name] = _of_one(mixed(parcels, some, limits), parcels, fellows, medium, limits)
     return ways[best(bills, medium, ranks)]
 
 
@@ -169,51 +205,8 @@ def hop(sent: Sent, messages: int, medium: Medium) -> float:
     return seconds
 
 
-def _mixed(
-    inline: Sequence[Spec],
-    objects: Sequence[Spec],
-    told: Iterable[int] | None,
-    limits: MessageLimits,
-) -> Sent:
-    by_group: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-    first: list[int] = []
-
-    def add(ranks: tuple[int, ...], payload: int) -> None:
-        for group, some in groups(ranks, limits.fanout):
-            sizes = frame_sizes(payload, len(some), limits)
-            by_group.setdefault(group, []).extend((size, some) for size in sizes)
-            if not first:
-                first.extend(sizes)
-
-    for ranks, payload in inline:
-        add(ranks, payload)
-    down = sum(first)
-    counts: dict[str, float] = {}
-    fetched: dict[str, float] = {}
-    up = 0
-    if objects:
-        placed = layout([(len(ranks), size) for ranks, size in objects])
-        spans = [end - start + start % ALIGN for start, end in placed.spans]
-        readers = sum(len(ranks) for ranks, _ in objects)
-        total = sum(len(ranks) * n for (ranks, _), n in zip(objects, spans, strict=True))
-        counts |= {"put": 1, "put_bytes": placed.size}
-        fetched = {"get": readers, "get_bytes": total}
-        up = placed.size
-        down = max(down, total // readers)
-        chosen = None if told is None else set(told)
-        for ranks, entries in pointers([ranks for ranks, _ in objects], chosen, limits):
-            add(ranks, SPAN_SIZE * entries)
-    calls = [call for frames in by_group.values() for call in published(frames, limits)]
-    for call in calls:
-        for name, amount in call.counts.items():
-            counts[name] = counts.get(name, 0.0) + amount
-    up += sum(call.up for call in calls)
-    direct = bool(calls) and all(call.is_direct for call in calls)
-    return Sent(counts, tuple(first), fetched, up, down, direct)
-
-
 def pointers(
-    destinations: Sequence[tuple[int, ...]], told: set[int] | None, limits: MessageLimits
+    destinations: Sequence[tuple[int, ...]], limits: MessageLimits
 ) -> list[tuple[tuple[int, ...], int]]:
     """The pointers to parcels in an object: to whom each goes, and how many spans it holds.
 
@@ -222,8 +215,7 @@ def pointers(
     found: dict[int, list[int]] = {}
     for ranks in destinations:
         for rank in ranks:
-            if told is None or rank in told:
-                found.setdefault(rank // limits.fanout, []).append(rank)
+            found.setdefault(rank // limits.fanout, []).append(rank)
     is_one = len(destinations) == 1
     return [(tuple(some), 1 if is_one else len(some)) for some in found.values()]
 
@@ -240,6 +232,7 @@ def _of_one(
 ) -> Bill:
     """What a sender's part costs, with its share of what the receivers ask for."""
     readers = sum(len(ranks) for ranks, _ in parcels)
+    fellows = max(1, fellows)
     share = min(fellows, _FULL)
     taken = received(sent.frames * share, limits)
     counts = dict(sent.counts)
@@ -250,20 +243,3 @@ def _of_one(
     # Of all who send at once each pays its part of the wait.
     seconds = hop(sent, readers, medium) + (sent.up + fellows * sent.down) / medium.bandwidth
     return Bill(counts, seconds / fellows)
-
-
-__all__ = [
-    "Layout",
-    "Sent",
-    "Spec",
-    "frame_sizes",
-    "groups",
-    "hop",
-    "in_frames",
-    "in_object",
-    "pointed",
-    "pointers",
-    "published",
-    "received",
-    "stored",
-]

@@ -20,19 +20,13 @@ from fsdray.services import Buffer
 
 @dataclass(frozen=True)
 class Letter:
-    """A whole message; the `tag` of a collective's is its root.
-
-    `destinations` are all to whom it went; `span` is where it lies in its source's object, if it
-    came from one.
-    """
+    """A whole message; the `tag` of a collective's is its root."""
 
     source: int
     operation: Operation
     tag: int
     codec: Codec
     payload: Buffer
-    destinations: tuple[int, ...] = ()
-    span: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Mailbox:
         self._failure: Callable[[], BaseException] | None = None
         self.dropped = 0  # frames that were duplicates, stale, or not for this rank
 
-    def deposit(self, frame: Frame, span: tuple[int, int] = (0, 0)) -> None:
+    def deposit(self, frame: Frame) -> None:
         """Keep a frame, unless it is known, over, or another gang's."""
         key = frame.key
         if not self.is_for_us(frame):
@@ -108,7 +102,7 @@ class Mailbox:
         parts[frame.part] = frame
         if len(parts) == frame.parts:
             del self._parts[key]
-            self._complete(key, [parts[i] for i in range(frame.parts)], span)
+            self._complete(key, [parts[i] for i in range(frame.parts)])
 
     def is_for_us(self, frame: Frame) -> bool:
         """Whether a frame is of this gang, and for this rank."""
@@ -237,15 +231,13 @@ class Mailbox:
             or (key.number, key.source) in self._taken.get(key.communicator, ())
         )
 
-    def _complete(self, key: Key, frames: list[Frame], span: tuple[int, int]) -> None:
+    def _complete(self, key: Key, frames: list[Frame]) -> None:
         first = frames[0]
         payload = first.payload
         if len(frames) > 1 or memoryview(payload).readonly:
             # Receivers may write what they receive, and want it aligned.
             payload = bytearray().join(frame.payload for frame in frames)
-        to = first.destinations
-        letter = Letter(key.source, first.operation, first.tag, first.codec, payload, to, span)
-        self._keep(key, letter)
+        self._keep(key, Letter(key.source, first.operation, first.tag, first.codec, payload))
 
     def _keep(self, key: Key, letter: Letter) -> None:
         if key.is_send:

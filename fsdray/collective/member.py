@@ -88,7 +88,7 @@ class Member:
         # Numbered last: what cannot be encoded has not taken part, and may be given again.
         number = self._number() if number is None else number
         self._end.sent_bytes += sum(wire.size(parcel.payload) for parcel in parcels)
-        outgoing = Outgoing(operation, self._id, number, root, parcels)
+        outgoing = Outgoing(operation, self._id, number, root, parcels, pattern.fellows)
         return self._do_exchange(outgoing, pattern.sources, self._posted)
 
     def _parcel(self, ranks: Sequence[int], value: Any) -> Parcel:
@@ -131,26 +131,41 @@ class Member:
     async def _do_exchange(
         self, outgoing: Outgoing, sources: Sequence[int], posted: asyncio.Future[None] | None
     ) -> dict[int, Any]:
+        try:
+            letters = await self._swap(outgoing, sources, posted)
+            stranger = self._end.mailbox.unasked(self._id, outgoing.number)
+            if stranger is not None:
+                called = Called(outgoing.operation, outgoing.tag)
+                self._check_same(called, stranger, is_asked=False)
+        finally:
+            self._over(outgoing.number)
+        return {source: opened(letter) for source, letter in letters.items()}
+
+    def _over(self, *numbers: int) -> None:
+        """These rounds are over: what still comes of them is dropped."""
+        self._active -= set(numbers)
+        floor = min(self._active, default=max(numbers) + 1)
+        self._end.mailbox.close_below(self._id, floor)
+
+    async def _swap(
+        self,
+        outgoing: Outgoing,
+        sources: Sequence[int],
+        posted: asyncio.Future[None] | None = None,
+    ) -> dict[int, Letter]:
+        """Send, and take what these ranks send in the same round."""
         number = outgoing.number
         called = Called(outgoing.operation, outgoing.tag)
         mailbox = self._end.mailbox
         keys = {source: Key(self._id, False, number, self._members[source]) for source in sources}
-        try:
-            mailbox.check()
-            await self._end.within(
-                self._who(outgoing.operation.name.lower()),
-                lambda: [source for source, key in keys.items() if not mailbox.has(key)],
-                self._end.post(outgoing, posted) if outgoing.parcels else None,
-                self._collect(called, list(keys.values())),
-            )
-            letters = {source: mailbox.take(key) for source, key in keys.items()}
-            stranger = mailbox.unasked(self._id, number)
-            if stranger is not None:
-                self._check_same(called, stranger, is_asked=False)
-        finally:
-            self._active.discard(number)
-            mailbox.close_below(self._id, min(self._active, default=number + 1))
-        return {source: opened(letter) for source, letter in letters.items()}
+        mailbox.check()
+        await self._end.within(
+            self._who(outgoing.operation.name.lower()),
+            lambda: [source for source, key in keys.items() if not mailbox.has(key)],
+            self._end.post(outgoing, posted) if outgoing.parcels else None,
+            self._collect(called, list(keys.values())),
+        )
+        return {source: mailbox.take(key) for source, key in keys.items()}
 
     async def _collect(self, called: Called, keys: Sequence[Key]) -> None:
         """Wait until all are there; the first that is of another operation ends the wait."""

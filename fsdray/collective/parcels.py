@@ -17,14 +17,17 @@ class Parcel:
     codec: Codec
     payload: Sequence[Buffer]
 
+    @property
+    def size(self) -> int:
+        """Bytes of payload."""
+        return sum(memoryview(part).nbytes for part in self.payload)
+
 
 @dataclass(frozen=True)
 class Outgoing:
     """All that a rank sends in one operation.
 
-    `fellows` says how many ranks send to each receiver in this exchange. Where `told` is given, a
-    channel that can leaves the parcels as an object and tells these ranks alone; the others learn
-    of it from somebody else (`Channel.expect`).
+    `fellows` says how many ranks send to each receiver in this exchange.
     """
 
     operation: Operation
@@ -33,7 +36,6 @@ class Outgoing:
     tag: int
     parcels: Sequence[Parcel]
     fellows: int = 1
-    told: frozenset[int] | None = None
 
 
 def frames(

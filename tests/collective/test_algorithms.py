@@ -1,30 +1,56 @@
-"""Who sends to whom fits together, and the meter of real runs is what the formulas say."""
+"""Who sends to whom fits together, runs bill what the formulas say, and choices follow the prices.
+
+`EVEN` is a network on which every request takes what the formulas' `Medium` says: there all counts
+are exact. What senders ask for (publishes, sends, puts) is exact everywhere.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsdray import wire
-from fsdray.collective import AsyncCommunicator, algorithms, codec
-from fsdray.collective.algorithms import Call, Exchange
+from fsdray.collective import SUM, AsyncCommunicator, algorithms, codec, forms
+from fsdray.collective.algorithms import Exchange, Setting
+from fsdray.collective.algorithms.ways import PIECES
+from fsdray.collective.combined import layout
 from fsdray.collective.frames import Operation, overhead
-from fsdray.services import KIB, MessageLimits
-from tests.collective import noise, services
+from fsdray.costs.medium import USUAL, Medium, Seconds
+from fsdray.costs.prices import load_prices
+from fsdray.services import ADDRESS, ENVELOPE, KIB, MIB, MessageLimits
+from fsdray.testing import Latency, Network, simulate
+from tests.collective import CHANNELS, noise, services
 
 SIZES = range(1, 13)
+_BOUNDLESS = 1e30  # bytes, or requests, a second
+EVEN = Network(
+    **{
+        name: Latency(getattr(USUAL, name).median, getattr(USUAL, name).median)
+        for name in ("deliver", "direct", "publish", "receive", "put", "get")
+    },
+    bandwidth=(_BOUNDLESS, _BOUNDLESS),
+    connections=10**6,
+    put_rate=_BOUNDLESS,
+    get_rate=_BOUNDLESS,
+    publish_rate=_BOUNDLESS,
+)
+SENT = ("publish", "publish_units", "send", "send_units", "put")
+COUNTS = (*SENT, "receive", "receive_units", "acknowledge", "get", "miss")
 
 
 def second(left: Any, right: Any) -> Any:
     return right
 
 
-CALLS: dict[Operation, Callable[[AsyncCommunicator, Any], Awaitable[Any]]] = {
+Program = Callable[[AsyncCommunicator, Any], Awaitable[Any]]
+CALLS: dict[Operation, Program] = {
     Operation.BCAST: lambda comm, value: comm.bcast(value, comm.size - 1),
     Operation.SCATTER: lambda comm, value: comm.scatter([value] * comm.size, comm.size // 2),
     Operation.GATHER: lambda comm, value: comm.gather(value, comm.size // 2),
@@ -37,15 +63,50 @@ CALLS: dict[Operation, Callable[[AsyncCommunicator, Any], Awaitable[Any]]] = {
     Operation.SCAN: lambda comm, value: comm.scan(value, second),
     Operation.EXSCAN: lambda comm, value: comm.exscan(value, second),
     Operation.SPLIT: lambda comm, value: comm.split(0, 0),
+    Operation.NEIGHBOR_ALLTOALL: lambda comm, value: comm.neighbor_alltoall(
+        dict.fromkeys(range(comm.size), value), range(comm.size)
+    ),
 }
-
-
 FIXED: dict[Operation, Any] = {Operation.BARRIER: None, Operation.SPLIT: (0, 0)}
 """What those operations send that are given nothing to send."""
+SQUARE = (
+    Operation.ALLTOALL,
+    Operation.REDUCE_SCATTER,
+    Operation.NEIGHBOR_ALLTOALL,
+    Operation.ALLGATHER,
+)
+"""What moves P² values."""
 
 
-HEAVY = (Operation.ALLTOALL, Operation.REDUCE_SCATTER)
-"""What would send hundreds of megabytes in all: the largest are left out."""
+def medium(memory: int = 0, **changes: Any) -> Medium:
+    """What `EVEN` is."""
+    times = {
+        name: Seconds(value.median, value.median)
+        for name, value in vars(USUAL).items()
+        if isinstance(value, Seconds)
+    }
+    return dataclasses.replace(USUAL, bandwidth=_BOUNDLESS, memory=memory, **times, **changes)
+
+
+def setting(channel: str, size: int, memory: int = 0, **changes: Any) -> Setting:
+    return Setting(channel, size, medium(memory, **changes), MessageLimits())
+
+
+def packed(value: Any) -> int:
+    """Bytes of a value's payload."""
+    return wire.size(codec.encode(wire.encode(value))[1])
+
+
+def run_each(call: Program, value: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """A program of one call."""
+
+    async def program(comm: AsyncCommunicator) -> Any:
+        return await call(comm, value)
+
+    return program
+
+
+# Who sends to whom
 
 
 def check_fit(exchanges: list[Exchange]) -> None:
@@ -76,182 +137,327 @@ def test_what_one_rank_sends_another_waits_for(size: int) -> None:
             groups = exchanges[root].destinations
             assert len(groups) == (min(1, size - 1) if is_multicast else size - 1)
         check_fit([algorithms.to_root(rank, size, root) for rank in range(size)])
-    check_fit([algorithms.all_to_all(rank, size) for rank in range(size)])
+    for pattern in (algorithms.all_to_all, algorithms.each_to_each, algorithms.to_higher):
+        check_fit([pattern(rank, size) for rank in range(size)])
 
 
-@pytest.mark.parametrize("operation", CALLS)
-@pytest.mark.parametrize("size", SIZES)
-def test_each_round_of_each_operation_fits_together(operation: Operation, size: int) -> None:
-    for root in range(size):
-        every = [algorithms.rounds(Call(operation, rank, size, root)) for rank in range(size)]
-        for exchanges in zip(*every, strict=True):
-            check_fit(list(exchanges))
+@pytest.mark.parametrize("size", range(1, 66))
+def test_in_a_grid_every_message_has_its_way_and_every_bundle_a_message(size: int) -> None:
+    for width in {algorithms.grid(size).width, 1, 2, size}:
+        if width > size:
+            continue
+        by = algorithms.Grid(size, width)
+        first = [by.first(rank) for rank in range(size)]
+        then = [by.second(rank) for rank in range(size)]
+        check_fit(first)
+        check_fit(then)
+        held: dict[tuple[bool, int, int], int] = {}
+        for source, dest in itertools.permutations(range(size), 2):
+            via = by.via(source, dest)
+            if via != source:
+                held[True, source, via] = held.get((True, source, via), 0) + 1
+            if via != dest:
+                held[False, via, dest] = held.get((False, via, dest), 0) + 1
+        for is_first, level in ((True, first), (False, then)):
+            found = {
+                (is_first, rank, to): by.held(rank, to, is_first)
+                for rank in range(size)
+                for (to,) in level[rank].destinations
+            }
+            # A bundle for oneself is none; a rank counts as its own row and column.
+            assert set(found) == {key for key in held if key[0] == is_first}
+        assert sum(count for _, count in by.kinds()) == size
+    assert size > 4 or algorithms.grid(size).width <= size
 
 
-def test_what_has_no_rounds_of_its_own_is_said() -> None:
-    for operation in (Operation.SEND, Operation.ABORT, Operation.NEIGHBOR_ALLTOALL):
-        with pytest.raises(ValueError, match=operation.name.lower()):
-            algorithms.rounds(Call(operation, 0, 4))
+# Formulas
 
 
-Sent = tuple[int, tuple[int, ...]]  # bytes of a message, and to whom
-
-
-def batched(messages: list[Sent], limits: MessageLimits) -> tuple[int, int]:
-    """Publishes and sends that first-fit-decreasing takes, written down the slow way."""
-    batches: list[list[Sent]] = []
-    for message in sorted(messages, key=lambda each: -each[0]):
+def fewest(frames: list[int], limits: MessageLimits) -> int:
+    """Batches that first-fit-decreasing takes, written down the slow way."""
+    batches: list[list[int]] = []
+    for size in sorted(frames, reverse=True):
         for batch in batches:
-            size = sum(each for each, _ in batch)
-            if len(batch) < limits.batch_messages and size + message[0] <= limits.batch:
-                batch.append(message)
+            if len(batch) < limits.batch_messages and sum(batch) + size <= limits.batch:
+                batch.append(size)
                 break
         else:
-            batches.append([message])
-    targets = [{ranks for _, ranks in batch} for batch in batches]
-    sends = sum(len(each) == 1 and len(next(iter(each))) == 1 for each in targets)
-    return len(batches) - sends, sends
+            batches.append([size])
+    return len(batches)
 
 
-def cut(payload: int, ranks: list[int], limits: MessageLimits) -> list[Sent]:
-    """The messages of one payload to ranks of one group, cut off piece by piece."""
-    head = 25 + 13 * len(ranks) + overhead(len(ranks))
-    messages = []
+def billed_frames(payload: int, destinations: int, limits: MessageLimits) -> list[int]:
+    """Billed sizes of the frames of one payload, cut off piece by piece."""
+    head = ENVELOPE + ADDRESS * destinations + overhead(destinations)
+    found = []
     while True:
         piece = min(payload, limits.message - head)
-        messages.append((piece + head, tuple(ranks)))
+        found.append(piece + head)
         payload -= piece
         if payload == 0:
-            return messages
-
-
-def grouped(ranks: list[int], limits: MessageLimits) -> list[list[int]]:
-    """The ranks that one publish reaches together."""
-    return [list(some) for _, some in itertools.groupby(ranks, lambda rank: rank // limits.fanout)]
-
-
-def total(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Publishes and sends in all."""
-    found = list(counts)
-    return sum(publishes for publishes, _ in found), sum(sends for _, sends in found)
+            return found
 
 
 @given(
-    size=st.integers(1, 40),
-    payload=st.integers(0, 5000),
+    parcels=st.lists(st.tuples(st.sets(st.integers(0, 40), min_size=1), st.integers(0, 5000))),
     limits=st.builds(
         MessageLimits,
         message=st.integers(1200, 2000),
-        batch=st.integers(2000, 5000),
+        batch=st.integers(2000, 4000),
         batch_messages=st.integers(1, 10),
         fanout=st.integers(1, 50),
     ),
 )
 @settings(deadline=None, max_examples=100)
-def test_publish_formulas_agree_with_cutting_and_batching_one_by_one(
-    size: int, payload: int, limits: MessageLimits
+def test_what_is_published_agrees_with_cutting_and_batching_one_by_one(
+    parcels: list[tuple[set[int], int]], limits: MessageLimits
 ) -> None:
-    everyone = list(range(size))
+    specs = [(tuple(sorted(ranks)), size) for ranks, size in parcels]
+    sent = forms.mixed(specs, frozenset(), limits).counts
+    by_group: dict[int, list[int]] = {}
+    for ranks, size in specs:
+        for group in sorted({rank // limits.fanout for rank in ranks}):
+            there = sum(rank // limits.fanout == group for rank in ranks)
+            by_group.setdefault(group, []).extend(billed_frames(size, there, limits))
+    calls = sum(fewest(frames, limits) for frames in by_group.values())
+    assert sent.get("publish", 0) + sent.get("send", 0) == calls
+    total = sum(map(sum, by_group.values()))
+    assert sent.get("publish_bytes", 0) + sent.get("send_bytes", 0) == total
 
-    def to_all(rank: int, ranks: list[int]) -> tuple[int, int]:
-        others = [each for each in ranks if each != rank]
-        return total(
-            batched(cut(payload, some, limits), limits) for some in grouped(others, limits)
+
+def counted(
+    operation: Operation, size: int, value: Any, channel: str, memory: int = 0
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What a simulated run on the even network billed, and what the formula says."""
+    run = simulate(
+        run_each(CALLS[operation], value),
+        size,
+        channel=channel,
+        network=EVEN,
+        trace=False,
+        memory=memory or None,
+    )
+    assert run.left == {}
+    here = setting(channel, size, memory)
+    bills = algorithms.ways(operation, here, packed(FIXED.get(operation, value)))
+    bill = (
+        bills[algorithms.choose(operation, here)] if len(bills) > 1 else next(iter(bills.values()))
+    )
+    found = {name: run.counts.get(name, 0) for name in COUNTS}
+    return found, {name: bill.count(name) for name in COUNTS}
+
+
+def is_even(operation: Operation, size: int, length: int) -> bool:
+    """Whether all messages of a round come at the same time, so that receives are exact too.
+
+    Of batches that hold one message alone some go directly, and come before those that are
+    published: where the last of many is one, or where a row of a grid has one rank.
+    """
+    if operation in (Operation.SCAN, Operation.EXSCAN):
+        return length < 10 * KIB
+    if operation in SQUARE:
+        square = algorithms.grid(size).width ** 2 == size
+        return length < 10 * KIB and (square or size < 5)
+    return True
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_what_is_billed_is_what_the_formulas_say(channel: str) -> None:
+    grid = itertools.product(CALLS, (1, 2, 5, 16, 64), (0, 70 * KIB, MIB))
+    for operation, size, length in grid:
+        if (operation in FIXED and length) or size * length > 5 * MIB:
+            continue
+        if operation in SQUARE and size * size * length > 5 * MIB:
+            continue
+        found, meant = counted(operation, size, noise(length), channel)
+        names = COUNTS if is_even(operation, size, length) else SENT
+        assert {n: found[n] for n in names} == {n: meant[n] for n in names}, (
+            operation.name,
+            size,
+            length,
         )
-
-    def to_each(rank: int) -> tuple[int, int]:
-        others = [each for each in everyone if each != rank]
-        return total(
-            batched([sent for each in some for sent in cut(payload, [each], limits)], limits)
-            for some in grouped(others, limits)
-        )
-
-    to_root = total(batched(cut(payload, [0], limits), limits) for _ in everyone[1:])
-    expected = {
-        Operation.BCAST: to_all(0, everyone),
-        Operation.SCATTER: to_each(0),
-        Operation.GATHER: to_root,
-        Operation.REDUCE: to_root,
-        Operation.ALLGATHER: total(to_all(rank, everyone) for rank in everyone),
-        Operation.ALLTOALL: total(to_each(rank) for rank in everyone),
-    }
-    both = total([to_root, to_all(0, everyone)])
-    is_one_round = algorithms.is_one_round(size)
-    expected[Operation.ALLREDUCE] = expected[Operation.ALLGATHER] if is_one_round else both
-    expected[Operation.BARRIER] = expected[Operation.ALLREDUCE]
-    expected[Operation.SPLIT] = expected[Operation.ALLGATHER]
-    expected[Operation.REDUCE_SCATTER] = expected[Operation.ALLTOALL]
-    expected[Operation.NEIGHBOR_ALLTOALL] = expected[Operation.ALLTOALL]
-    upwards = total(to_all(rank, everyone[rank:]) for rank in everyone)
-    expected[Operation.SCAN] = upwards if is_one_round else total([to_root, to_each(0)])
-    expected[Operation.EXSCAN] = expected[Operation.SCAN]
-    found = {each: algorithms.published(each, size, payload, limits) for each in expected}
-    assert {each: (it.publish, it.send) for each, it in found.items()} == expected
+        # The bound of the rest: each frame has a receive of its own at most.
+        assert found["get"] + found["miss"] <= 1.3 * (meant["get"] + meant["miss"])
 
 
-def run_each(
-    call: Callable[[AsyncCommunicator, Any], Awaitable[Any]], value: Any
-) -> Callable[[AsyncCommunicator], Coroutine[Any, Any, Any]]:
-    """A program of one call."""
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_what_waiting_costs_makes_other_algorithms_and_the_formulas_follow(channel: str) -> None:
+    for operation, size in itertools.product(CALLS, (4, 12)):
+        found, meant = counted(operation, size, noise(100), channel, memory=1769)
+        names = COUNTS if is_even(operation, size, 100) else SENT
+        assert {n: found[n] for n in names} == {n: meant[n] for n in names}, (operation, size)
+
+
+def test_ten_megabytes_are_billed_as_the_formulas_say() -> None:
+    value = noise(10 * MIB)
+    for channel, operation in itertools.product(CHANNELS, (Operation.BCAST, Operation.GATHER)):
+        found, meant = counted(operation, 2, value, channel)
+        assert found == meant, (channel, operation)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_the_local_meter_counts_what_the_formulas_say_of_senders(channel: str) -> None:
+    with services() as here:
+        grid = itertools.product(CALLS, (1, 3, 8), (0, 70 * KIB))
+        for operation, size, length in grid:
+            if (operation in FIXED and length) or size * size * length > 12 * MIB:
+                continue
+            value = noise(length)
+            before = here.meter.counts()
+            here.run(channel, size, run_each(CALLS[operation], value))
+            at = Setting(channel, size, USUAL, MessageLimits())
+            bills = algorithms.ways(operation, at, packed(FIXED.get(operation, value)))
+            bill = (
+                bills[algorithms.choose(operation, at)] if len(bills) > 1 else next(iter(bills.values()))
+            )
+            after = here.meter.counts()
+            found = {name: after.get(name, 0) - before.get(name, 0) for name in SENT}
+            assert found == {name: bill.count(name) for name in SENT}, (
+                operation.name,
+                size,
+                length,
+            )
+            # Each message has at most a receive of its own, and each key so many looks.
+            messages = sum(bill.count(name) for name in ("receive", "get", "miss"))
+            receives = after.get("receive", 0) - before.get("receive", 0)
+            assert receives <= size * size * 8 + messages
+        assert here.count("list") == 0
+
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(0, 200_000)), min_size=1))
+@settings(deadline=None, max_examples=50)
+def test_frames_of_an_object_do_not_overlap_and_their_payloads_are_aligned(
+    sizes: list[tuple[int, int]],
+) -> None:
+    placed = layout(sizes)
+    at = placed.index
+    for (ranks, size), (start, end) in zip(sizes, placed.spans, strict=True):
+        assert start >= at
+        assert end - start == size + overhead(ranks)
+        at = end
+
+
+# The choice
+
+
+def test_a_small_exchange_is_one_round_where_waiting_costs_and_through_root_where_not() -> None:
+    for size in (4, 8):
+        assert algorithms.choose(Operation.ALLREDUCE, setting("queue", size, 1769)) == "one round"
+    for size in (9, 64):
+        assert algorithms.choose(Operation.ALLREDUCE, setting("queue", size)) == "through root"
+    fastest = setting("queue", 64, prefer="fastest")
+    assert algorithms.choose(Operation.BARRIER, fastest) == "one round"
+    assert algorithms.choose(Operation.ALLTOALL, setting("queue", 64)) == "grid"
+    assert algorithms.choose(Operation.ALLTOALL, setting("queue", 4)) == "one round"
+
+
+def crossover(readers: int, size: int, by: Medium, fellows: int = 1) -> int:
+    """From how many bytes a message to so many lies in an object."""
+    ranks = tuple(range(1, readers + 1))
+    low, high = 0, 64 * MIB
+    while high - low > KIB:
+        half = (low + high) // 2
+        large = forms.stored(((ranks, half),), fellows, size, by, MessageLimits())
+        low, high = (low, half) if large else (half, high)
+    return high
+
+
+def test_the_crossover_moves_with_the_number_of_ranks_and_with_the_prices() -> None:
+    usual = Medium()
+    one, few, many = (crossover(n, n + 1, usual) for n in (1, 3, 63))
+    assert one > few > many
+    assert 64 * KIB < many < 193 * KIB
+    express = Medium.of(load_prices(storage="express"))
+    assert crossover(3, 4, express) < few
+    dear = dataclasses.replace(
+        usual, prices=tuple((n, 10 * p if n == "put" else p) for n, p in usual.prices)
+    )
+    assert crossover(3, 4, dear) > few
+    waiting = dataclasses.replace(usual, memory=1769)
+    assert crossover(63, 64, waiting) > many
+    fastest = dataclasses.replace(usual, prefer="fastest")
+    assert crossover(63, 64, fastest) > many
+    scatter = tuple(((rank,), 100 * KIB) for rank in range(1, 64))
+    assert forms.stored(scatter, 1, 64, usual, MessageLimits()) == frozenset(range(63))
+    assert forms.stored(scatter[:2], 1, 3, usual, MessageLimits()) == frozenset()
+
+
+def test_of_messages_of_many_sizes_only_the_large_ones_lie_in_an_object() -> None:
+    parcels = tuple(((rank,), 10 if rank % 2 else 2 * MIB) for rank in range(20))
+    large = forms.stored(parcels, 10, 21, Medium(), MessageLimits())
+    assert large == frozenset(range(0, 20, 2))
+
+
+@pytest.mark.parametrize("size", [2, 8, 64])
+def test_auto_is_never_dearer_than_the_better_of_both(size: int) -> None:
+    for operation, length in itertools.product(CALLS, (0, KIB, 30 * KIB, 200 * KIB, 10 * MIB)):
+        dollars = {}
+        for channel in CHANNELS:
+            here = Setting(channel, size, Medium(), MessageLimits())
+            bills, chosen = algorithms.all_ways(operation, here, length)
+            dollars[channel] = bills[chosen].dollars(here.medium, size)
+        least = min(dollars["queue"], dollars["object"])
+        assert dollars["auto"] <= 1.02 * least, (operation.name, length, dollars)
+
+
+# Large arrays in pieces
+
+
+def bits(values: list[Any]) -> list[tuple[str, tuple[int, ...], bytes]]:
+    return [(value.dtype.str, value.shape, value.tobytes()) for value in values]
+
+
+@pytest.mark.parametrize("memory", [0, 1769])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_pieces_have_the_bits_of_whole_arrays_and_the_formulas_bill(
+    channel: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 5
+    mine = [np.random.default_rng(rank).standard_normal((300, 101)) for rank in range(size)]
 
     async def program(comm: AsyncCommunicator) -> Any:
-        return await call(comm, value)
+        return await comm.allreduce(mine[comm.rank], SUM)
 
-    return program
-
-
-def packed(value: Any) -> int:
-    """Bytes of a value's payload."""
-    return wire.size(codec.encode(wire.encode(value))[1])
-
-
-@pytest.mark.parametrize("length", [0, 1_000, 70 * KIB, 300 * KIB, 1024 * KIB])
-def test_the_meter_counts_the_publishes_and_sends_of_the_formula(length: int) -> None:
-    value = noise(length)
-    with services() as here:
-        for size, (operation, call) in itertools.product(SIZES, CALLS.items()):
-            if operation in FIXED and length:
-                continue
-            if operation in HEAVY and size * length > 2048 * KIB:
-                continue
-            before = here.meter.counts()
-            here.run("queue", size, run_each(call, value))
-            payload = packed(FIXED.get(operation, value))
-            found = algorithms.Published(
-                round(here.count("publish") - before.get("publish", 0)),
-                round(here.count("send") - before.get("send", 0)),
-            )
-            assert found == algorithms.published(operation, size, payload), (operation, size)
-        assert here.count("put") == 0
+    run = lambda: simulate(program, size, channel=channel, network=EVEN, memory=memory or None)  # noqa: E731
+    whole = run()
+    monkeypatch.setattr("fsdray.collective.relay.cuts", lambda here, size: True)
+    cut = run()
+    assert bits(cut.values) == bits(whole.values)
+    here = setting(channel, size, memory)
+    bill = algorithms.all_ways(Operation.ALLREDUCE, here, mine[0].nbytes)[0][PIECES]
+    found = {name: cut.counts.get(name, 0) for name in ("publish", "send", "put")}
+    assert found == {name: bill.count(name) for name in found}
 
 
-@pytest.mark.parametrize("length", [0, 70 * KIB, 1024 * KIB])
-def test_the_meter_counts_the_puts_of_the_formula_and_no_lists(length: int) -> None:
-    value = noise(length)
-    with services() as here:
-        for size, (operation, call) in itertools.product(SIZES, CALLS.items()):
-            if operation in HEAVY and size * length > 2048 * KIB:
-                continue
-            before = here.count("put")
-            here.run("object", size, run_each(call, value))
-            found = here.count("put") - before
-            assert found == algorithms.puts(operation, size), (operation, size)
-        assert here.count("list") == 0
-        assert here.count("publish") == here.count("send") == 0
+@pytest.mark.parametrize("memory", [0, 1769])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_arrays_that_are_not_alike_are_reduced_whole(
+    channel: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: list[list[Any]] = [
+        [np.ones((3, 4)), 2.0, np.full(4, 0.5)],
+        [1, np.arange(6.0), 3],
+        [np.ones(4), np.ones(4, np.float32), np.ones(4)],
+        [np.asfortranarray(np.ones((2, 3))), np.ones((2, 3)), np.ones((2, 3))],
+    ]
+
+    async def program(comm: AsyncCommunicator) -> Any:
+        return [await comm.allreduce(each[comm.rank], SUM) for each in values]
+
+    monkeypatch.setattr("fsdray.collective.relay.cuts", lambda here, size: True)
+    run = simulate(program, 3, channel=channel, memory=memory or None)
+    for got in run.values:
+        for each, found in zip(values, got, strict=True):
+            meant = each[0] + each[1] + each[2]
+            assert np.asarray(found).dtype == np.asarray(meant).dtype
+            assert np.array_equal(found, meant)
+    assert run.left == {}
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 12])
-def test_a_full_neighbor_exchange_is_one_put_a_rank_or_one_mixed_batch_for_ten(size: int) -> None:
-    async def everybody(comm: AsyncCommunicator) -> None:
-        everyone = range(comm.size)
-        await comm.neighbor_alltoall(dict.fromkeys(everyone, b"for you"), everyone)
-
-    with services() as here:
-        here.run("object", size, everybody)
-        here.run("queue", size, everybody)
-        expected = algorithms.puts(Operation.NEIGHBOR_ALLTOALL, size)
-        assert here.count("put") == expected == (size if size > 1 else 0)
-        asked = size * -(-(size - 1) // 10)
-        # Of two ranks each sends to one alone, of twelve each does so with its eleventh message.
-        sends = size if size in (2, 12) else 0
-        assert (here.count("publish"), here.count("send")) == (asked - sends, sends)
+def test_large_arrays_are_reduced_in_pieces_where_root_would_be_long() -> None:
+    here = Setting("auto", 64, Medium(memory=1769), MessageLimits())
+    assert algorithms.cuts(here, 100 * MIB)
+    assert not algorithms.cuts(here, KIB)
+    only_requests = Setting("auto", 64, Medium(), MessageLimits())
+    assert not algorithms.cuts(only_requests, MIB)
+    assert algorithms.cuts(Setting("auto", 64, Medium(prefer="fastest"), MessageLimits()), 10 * MIB)

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from fsdray import wire
-from fsdray.collective import AsyncCommunicator, algorithms, codec
-from fsdray.collective.frames import Operation
+from fsdray.collective import AsyncCommunicator
 from fsdray.errors import (
     CollectiveTimeout,
     FsdrayError,
@@ -29,7 +28,7 @@ from fsdray.errors import (
 )
 from fsdray.testing import Death, Faults, Latency, Network, compute, simulate
 from fsdray.testing.simulation import Deadlock, Simulation
-from tests.collective import CHANNELS, noise, services
+from tests.collective import CHANNELS, services
 
 SIZES = (1, 2, 3, 5, 8, 16, 64)
 BAD = Faults(
@@ -101,29 +100,6 @@ def test_what_is_asked_for_is_billed_as_the_local_backend_bills_it(channel: str)
             real = {name: here.count(name) for name in exact}
         counts = simulate(everything, size, channel=channel).counts
         assert {name: counts.get(name, 0) for name in exact} == real
-
-
-@pytest.mark.parametrize("operation", [Operation.BCAST, Operation.GATHER, Operation.ALLREDUCE])
-@pytest.mark.parametrize("length", [0, 1000, 300_000])
-def test_publishes_and_puts_are_those_of_the_formulas(operation: Operation, length: int) -> None:
-    value = noise(length)
-    payload = wire.size(codec.encode(wire.encode(value))[1])
-
-    async def program(comm: AsyncCommunicator) -> None:
-        if operation == Operation.BCAST:
-            await comm.bcast(value)
-        elif operation == Operation.GATHER:
-            await comm.gather(value)
-        else:
-            await comm.allreduce(value, lambda left, right: right)
-
-    for size in SIZES:
-        queue = simulate(program, size, channel="queue", trace=False).counts
-        objects = simulate(program, size, channel="object", trace=False).counts
-        found = algorithms.Published(int(queue.get("publish", 0)), int(queue.get("send", 0)))
-        assert found == algorithms.published(operation, size, payload)
-        assert objects.get("put", 0) == algorithms.puts(operation, size)
-        assert objects.get("list", 0) == queue.get("put", 0) == 0
 
 
 @pytest.mark.parametrize("channel", CHANNELS)

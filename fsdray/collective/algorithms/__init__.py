@@ -1,35 +1,37 @@
-"""Algorithms for a store-and-forward medium: who sends to whom, and what that bills."""
+"""Algorithms for a store-and-forward medium: who sends to whom, what that bills, which is taken.
+
+`exchanges` are the single rounds and `grid` the two-level one, `bills` has the formula of each
+algorithm, `ways` the table of all and the choice. Running them is the communicator's.
+"""
 
 from __future__ import annotations
 
+from fsdray.collective.algorithms.bills import Setting
 from fsdray.collective.algorithms.exchanges import (
-    Call,
     Exchange,
-    Published,
     all_to_all,
     each_to_each,
     from_root,
-    is_one_round,
-    published,
-    puts,
-    rounds,
     to_higher,
     to_root,
 )
+from fsdray.collective.algorithms.grid import Grid, grid
+from fsdray.collective.algorithms.ways import all_ways, choose, cuts, ways
 from fsdray.collective.forms import groups
 
 __all__ = [
-    "Call",
     "Exchange",
-    "Published",
+    "Grid",
+    "Setting",
     "all_to_all",
+    "all_ways",
+    "choose",
+    "cuts",
     "each_to_each",
     "from_root",
+    "grid",
     "groups",
-    "is_one_round",
-    "published",
-    "puts",
-    "rounds",
     "to_higher",
     "to_root",
+    "ways",
 ]

@@ -19,12 +19,12 @@ from fsdray.collective.channels import object as object_channel
 from fsdray.collective.channels import queue as queue_channel
 from fsdray.collective.channels.auto import AutoChannel
 from fsdray.collective.channels.sendlog import SendLog
-from fsdray.collective.combined import SendsNothing, Span, prefix
+from fsdray.collective.combined import SendsNothing, prefix
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
 from fsdray.costs.medium import USUAL, Medium
-from fsdray.services import Backend
+from fsdray.services import Backend, MessageLimits
 
 __all__ = [
     "Channel",
@@ -47,19 +47,27 @@ class Channel(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """As users choose it."""
+        ...
+
+    @property
+    def medium(self) -> Medium:
+        """What algorithms are chosen by."""
+        ...
+
+    @property
+    def limits(self) -> MessageLimits:
+        """What messages are split by."""
+        ...
+
+    @property
     def written(self) -> Sequence[str]:
         """Objects that this rank wrote and that must be removed when the gang has ended."""
         ...
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> Sequence[Span]:
-        """Send one operation's parcels; one that may linger may wait a moment for company.
-
-        Returns where each of them lies in the object that holds them, for `expect`.
-        """
-        ...
-
-    def expect(self, key: Key, span: Span) -> None:
-        """A message is there of which this rank was not told by its source (`Outgoing.told`)."""
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
+        """Send one operation's parcels; one that may linger may wait a moment for company."""
         ...
 
     def hurry(self) -> None:
@@ -153,9 +161,16 @@ def open_channel(
             mailbox,
             rendezvous.moved,
             log,
+            rendezvous.medium,
         )
     return object_channel.ObjectChannel(
-        backend.objects, rendezvous.gang, rendezvous.epoch, rank, size, mailbox
+        backend.objects,
+        rendezvous.gang,
+        rendezvous.epoch,
+        rank,
+        size,
+        mailbox,
+        rendezvous.medium,
     )
 
 

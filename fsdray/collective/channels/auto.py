@@ -35,6 +35,8 @@ FETCHES = 64
 class AutoChannel(QueueChannel):
     """See `fsdray.collective.channels.Channel`."""
 
+    name = "auto"
+
     def __init__(
         self,
         messages: Messages,
@@ -48,38 +50,29 @@ class AutoChannel(QueueChannel):
         moved: Mapping[int, int] | None = None,
         log: SendLog | None = None,
     ) -> None:
-        super().__init__(messages, epoch, rank, inboxes, mailbox, moved, log)
+        super().__init__(messages, epoch, rank, inboxes, mailbox, moved, log, medium)
         self._objects = objects
         self._gang = gang
-        self._medium = medium
         self._fetching: dict[Key, asyncio.Task[None]] = {}
         self._pointers: dict[Key, list[Delivery]] = {}  # of what is being fetched
         self._connections = asyncio.Semaphore(FETCHES)
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> Sequence[Span]:
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         parcels = outgoing.parcels
         large = self._stored(outgoing)
-        spans: list[Span] = [(0, 0)] * len(parcels)
-        told: list[Parcel] = []
+        pointing: list[Parcel] = []
         if large:
-            written = [parcels[i] for i in large]
+            written = [parcels[i] for i in sorted(large)]
             data, placed = combine(self._epoch, self._rank, outgoing, written)
             where = path_of(self._gang, self._rank, outgoing)
             # Noted first: a put that is given up may have been done.
             self.written.append(where)
             # A twin's object is the same object: who comes second finds it written.
             await self._objects.put(where, data, if_absent=True)
-            for i, span in zip(large, placed.spans, strict=True):
-                spans[i] = span
-            told = self._pointing(outgoing, [(parcels[i], spans[i]) for i in large])
-        inline = [parcel for i, parcel in enumerate(parcels) if i not in set(large)]
-        if inline or told:
-            await self._post(outgoing, inline, may_linger, pointers=told)
-        return spans
-
-    def expect(self, key: Key, span: Span) -> None:
-        if span != (0, 0) and key not in self._fetching and not self._mailbox.knows(key):
-            self._fetch(key, span)
+            pointing = self._pointing(written, placed.spans)
+        inline = [parcel for i, parcel in enumerate(parcels) if i not in large]
+        if inline or pointing:
+            await self._post(outgoing, inline, may_linger, pointing)
 
     async def close(self) -> None:
         for task in self._fetching.values():
@@ -90,31 +83,23 @@ class AutoChannel(QueueChannel):
 
     # Sending
 
-    def _stored(self, outgoing: Outgoing) -> list[int]:
+    def _stored(self, outgoing: Outgoing) -> frozenset[int]:
         """Which parcels go as an object."""
-        if outgoing.told is not None:
-            return list(range(len(outgoing.parcels)))
-        specs = tuple(
-            (parcel.destinations, sum(memoryview(part).nbytes for part in parcel.payload))
-            for parcel in outgoing.parcels
-        )
-        if not specs:
-            return []
+        specs = tuple((parcel.destinations, parcel.size) for parcel in outgoing.parcels)
         ranks, limits = len(self._inboxes), self._messages.limits
-        return sorted(stored(specs, outgoing.fellows, ranks, self._medium, limits))
+        return stored(specs, outgoing.fellows, ranks, self.medium, limits)
 
-    def _pointing(self, outgoing: Outgoing, written: Sequence[tuple[Parcel, Span]]) -> list[Parcel]:
+    def _pointing(self, written: Sequence[Parcel], spans: Sequence[Span]) -> list[Parcel]:
         """The pointers to what was written."""
-        at = {rank: span for parcel, span in written for rank in parcel.destinations}
-        told = None if outgoing.told is None else set(outgoing.told)
-        limits = self._messages.limits
+        at = {
+            rank: span
+            for parcel, span in zip(written, spans, strict=True)
+            for rank in parcel.destinations
+        }
+        found = pointers([parcel.destinations for parcel in written], self._messages.limits)
         return [
-            Parcel(
-                ranks,
-                Codec.RAW,
-                [pack_spans([at[rank] for rank in ranks[:entries]])],
-            )
-            for ranks, entries in pointers([p.destinations for p, _ in written], told, limits)
+            Parcel(ranks, Codec.RAW, [pack_spans([at[rank] for rank in ranks[:entries]])])
+            for ranks, entries in found
         ]
 
     # Receiving
@@ -123,11 +108,8 @@ class AutoChannel(QueueChannel):
         if keys and keys[0].is_send:
             # Any of them will do, so the one that is being fetched.
             return 0 if any(key in self._fetching for key in keys) else 1
-        return (
-            super()._outstanding(keys)
-            if not self._fetching
-            else super()._outstanding([key for key in keys if key not in self._fetching])
-        )
+        left = [key for key in keys if key not in self._fetching]
+        return 0 if keys and not left else super()._outstanding(left)
 
     def _accept(self, frame: Frame, delivery: Delivery) -> None:
         key = frame.key
@@ -150,7 +132,7 @@ class AutoChannel(QueueChannel):
         try:
             async with self._connections:
                 frame = await read(self._objects, path(self._gang, key, self._rank), span)
-            self._mailbox.deposit(frame, span)
+            self._mailbox.deposit(frame)
             for delivery in self._pointers.get(key, ()):
                 self._hold(delivery)
         except Exception as error:  # whatever it is: this task has nobody who awaits it

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from fsdray.collective.combined import (
     HEAD,
-    Span,
     combine,
     find,
     path,
@@ -20,14 +19,13 @@ from fsdray.collective.combined import (
     prefix,
     read,
 )
+from fsdray.collective.forms import WINDOW
 from fsdray.collective.frames import Frame, Key, pack, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
-from fsdray.services import Objects, Pace
+from fsdray.costs.medium import USUAL, Medium
+from fsdray.services import MessageLimits, Objects, Pace
 
-WINDOW = 64
-"""Objects of one collective that a rank looks for at a time. More would not come sooner, since a
-client has no more connections, and each look at an object that is not there yet is billed."""
 ABORT_PACE = Pace(first=0.5, factor=1.5, ceiling=5.0)  # seconds between looks for an abort
 PATIENCE = 0.25  # seconds of waiting before a rank looks for an abort at all
 _WAIT = 900.0  # seconds of one wait; deadlines are the communicator's
@@ -35,6 +33,9 @@ _WAIT = 900.0  # seconds of one wait; deadlines are the communicator's
 
 class ObjectChannel:
     """See `fsdray.collective.channels.Channel`."""
+
+    name = "object"
+    limits = MessageLimits()
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class ObjectChannel:
         rank: int,
         size: int,
         mailbox: Mailbox,
+        medium: Medium = USUAL,
     ) -> None:
+        self.medium = medium
         self._objects = objects
         self._gang = gang
         self._epoch = epoch
@@ -55,26 +58,21 @@ class ObjectChannel:
         self._collecting: dict[asyncio.Future[None], Sequence[Key]] = {}
         self.written: list[str] = []
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> Sequence[Span]:
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         if not outgoing.parcels:
-            return ()
+            return
         where = path_of(self._gang, self._rank, outgoing)
-        data, placed = combine(self._epoch, self._rank, outgoing, outgoing.parcels)
+        data, _ = combine(self._epoch, self._rank, outgoing, outgoing.parcels)
         # Noted first: a put that is given up may have been done.
         self.written.append(where)
         # A twin's object is the same object: who comes second finds it written.
         await self._objects.put(where, data, if_absent=True)
-        return placed.spans
 
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """Objects stay where they are until the gang has ended: there is nothing to do."""
-
-    def expect(self, key: Key, span: Span) -> None:
-        if key not in self._fetching and not self._mailbox.knows(key):
-            self._fetching[key] = asyncio.create_task(self._fetch(key, span))
 
     async def collect(self, keys: Sequence[Key]) -> None:
         changed = self._mailbox.changed()
@@ -83,7 +81,7 @@ class ObjectChannel:
         is_collective = any(not key.is_send for key in keys[:1])
         for key in keys[:WINDOW] if is_collective else keys:
             if key not in self._fetching:
-                self._fetching[key] = asyncio.create_task(self._fetch(key, None))
+                self._fetching[key] = asyncio.create_task(self._fetch(key))
         watch: asyncio.Task[None] | None = None
         try:
             await asyncio.wait([changed], timeout=PATIENCE)
@@ -105,17 +103,15 @@ class ObjectChannel:
         if self._fetching:
             await asyncio.wait(list(self._fetching.values()))
 
-    async def _fetch(self, key: Key, span: Span | None) -> None:
+    async def _fetch(self, key: Key) -> None:
         """Bring one message; an error is that of all who collect it."""
         try:
             where = path(self._gang, key, self._rank)
             blob = None
-            while blob is None and span is None:
+            while blob is None:
                 blob = await self._objects.get(where, range=(0, HEAD), wait=_WAIT)
-            if span is None:
-                assert blob is not None
-                span = await find(self._objects, where, blob, self._rank, key.source)
-            self._mailbox.deposit(await read(self._objects, where, span, blob), span)
+            span = await find(self._objects, where, blob, self._rank, key.source)
+            self._mailbox.deposit(await read(self._objects, where, span, blob))
         except Exception as error:  # whatever it is: this task has nobody who awaits it
             for changed, keys in self._collecting.items():
                 if key in keys and not changed.done():

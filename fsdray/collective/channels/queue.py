@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from fsdray.collective.channels.sendlog import SendLog
-from fsdray.collective.combined import Span
-from fsdray.collective.forms import groups
+from fsdray.collective.forms import READERS, groups
 from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.services import Delivery, Message, MessageLimits, Messages
 
 T = TypeVar("T")
@@ -29,10 +29,6 @@ waits for what this one had sent it. A receive costs 0.4 µ$, a second of a rank
 LINGER = 0.001
 """Seconds that an `isend` which nobody waits for stays for company."""
 
-READERS = 16
-"""Receives that a rank has under way where each one before came back full: one takes some 8 ms, and
-brings 10 messages at most, so that the last of 4,095 ranks would be heard after 3 seconds."""
-
 
 class QueueChannel:
     """See `fsdray.collective.channels.Channel`.
@@ -43,6 +39,8 @@ class QueueChannel:
     log : keeps what is sent; None where no rank is started again.
     """
 
+    name = "queue"
+
     def __init__(
         self,
         messages: Messages,
@@ -52,7 +50,9 @@ class QueueChannel:
         mailbox: Mailbox,
         moved: Mapping[int, int] | None = None,
         log: SendLog | None = None,
+        medium: Medium = USUAL,
     ) -> None:
+        self.medium = medium
         self._messages = messages
         self._epoch = epoch
         self._rank = rank
@@ -77,16 +77,16 @@ class QueueChannel:
         if log is not None:
             self._look_later()
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> Sequence[Span]:
+    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
         await self._post(outgoing, outgoing.parcels, may_linger)
-        return [(0, 0)] * len(outgoing.parcels)
+
+    @property
+    def limits(self) -> MessageLimits:
+        return self._messages.limits
 
     def hurry(self) -> None:
         if self._departure is not None:
             self._hurried.set()
-
-    def expect(self, key: Key, span: Span) -> None:
-        """Its frames come by themselves."""
 
     async def collect(self, keys: Sequence[Key]) -> None:
         # The readers serve all who wait at the same time.
