@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import fsdray as fsd
-from fsdray.errors import RankFailed
 from tests.backends.aws.conftest import Aws
 from tests.backends.aws.provision import waiting
 
