@@ -1,8 +1,9 @@
 """The suite on AWS's services, as an emulator on this machine serves them (``--backend aws``).
 
-What runs there: the tests of the public API (`FILES`), without those marked ``local_only``. One
-emulator with one deployed stack serves them all; where ``AWS_ENDPOINT_URL`` is set already, as by
-``fsdray emulate`` in another terminal, that one does.
+What runs there: the tests of the public API (`FILES`), without those marked ``local_only``, and of
+each that has parameters the first and the last set of them. One emulator with one deployed stack
+serves them all; where ``AWS_ENDPOINT_URL`` is set already, as by ``fsdray emulate`` in another
+terminal, that one does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,34 +71,32 @@ def runs(item: pytest.Item) -> bool:
     return is_public and item.get_closest_marker("local_only") is None
 
 
-class _Quiet:
-    """What is told of a deploy, unheard."""
-
-    def say(self, text: str) -> None: ...
-    def begin(self, what: str, total: int) -> None: ...
-    def event(self, event: Any) -> None: ...
-    def end(self) -> None: ...
+def chosen(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The tests that run: of one with parameters those with the first and the last set of them."""
+    found: dict[str, list[pytest.Item]] = {}
+    for item in filter(runs, items):
+        found.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    ends = {id(item) for same in found.values() for item in (same[0], same[-1])}
+    return [item for item in items if id(item) in ends]
 
 
 @contextmanager
 def platform() -> Iterator[None]:
     """A stack on an emulator, which the sessions of these tests find; at the end both are gone."""
-    from fsdray.backends.aws import deploy
-    from fsdray.settings import resolve
+    # Only here: they import AWS's clients, which takes a second.
     from fsdray.testing.emulator import Emulator
+    from tests.deployed import deployed, using
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSDRAY_BACKEND", "aws")
-        if "AWS_ENDPOINT_URL" in os.environ:
+    if "AWS_ENDPOINT_URL" in os.environ:
+        with using({"FSDRAY_BACKEND": "aws"}):
             yield
-            return
-        with Emulator(cloudwatch=True) as emulator:
-            for name, value in emulator.environment.items():
-                patch.setenv(name, value)
-            settings = resolve({})
-            deploy.deploy(settings, {"slots": SLOTS}, _Quiet(), is_bare=True)
-            yield
-            assert deploy.destroy(settings, _Quiet())
+        return
+    with (
+        Emulator(cloudwatch=True) as emulator,
+        deployed(emulator, "tests", slots=SLOTS) as variables,
+        using(variables | {"FSDRAY_BACKEND": "aws"}),
+    ):
+        yield
 
 
 def amount(usual: int, on_aws: int) -> int:

@@ -128,9 +128,13 @@ async def connect(settings: Settings, count: Count) -> AwsBackend:
             asyncio.to_thread(read_stack, settings), _concurrency(clients)
         )
         check(stack)
+        return _connected(clients, stack, account, settings)
     except BaseException:
         await clients.close()
         raise
+
+
+def _connected(clients: Clients, stack: Stack, account: int, settings: Settings) -> _DriverBackend:
     concurrency = _connectable(min(account, settings.concurrency or account))
 
     def show(printed: Any) -> None:

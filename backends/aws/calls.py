@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,10 +247,18 @@ def failure_of(
     if kind == "Runtime.ExitError":
         how = re.sub(r"^RequestId: \S+ Error: (Runtime )?", "", message)
         how = re.sub(r"^exited with error: (exit )?status ", "exited with status ", how)
-        how = re.sub(r"^exited with error: signal: ", "was killed by a signal: ", how)
+        how = re.sub(r"^exited with error: signal: (.*?)( \(.*\))?$", _killed, how)
     else:
         how = f"failed ({kind}: {message})" if kind else f"failed ({message})"
     return FunctionCrashed(f"the process of {name} {how} before it replied", log.lines)
+
+
+def _killed(said: re.Match[str]) -> str:
+    """Lambda gives a signal's description, as the C library does."""
+    for number in signal.Signals:
+        if (signal.strsignal(number) or "").lower() == said[1]:
+            return f"was killed by signal {number.value} ({number.name})"
+    return f"was killed by a signal ({said[1]})"
 
 
 def rank_of(label: str) -> int | None:

@@ -192,7 +192,8 @@ def _meter(client: Any, count: Count, prefix: str) -> None:
     def sent(event_name: str, **_: Any) -> None:
         name = COUNTED.get(event_name.rpartition(".")[2])
         if name is not None:
-            count(prefix + name, 1)
+            # A look is a miss until its answer is there: who waits may give one up on its way.
+            count(prefix + ("miss" if name == "get" else name), 1)
             for size, amount in _sizes.get().items():
                 count(prefix + size, amount)
 
@@ -203,12 +204,12 @@ def _meter(client: Any, count: Count, prefix: str) -> None:
         status = response_dict["status_code"]
         if status == 429 or status >= 500:
             # AWS does not bill what it refuses for its own reasons.
-            count(prefix + name, -1)
+            count(prefix + ("miss" if name == "get" else name), -1)
             for size, amount in _sizes.get().items():
                 count(prefix + size, -amount)
-        elif name == "get" and status == 404:
-            count(prefix + "get", -1)
-            count(prefix + "miss", 1)
+        elif name == "get" and status != 404:
+            count(prefix + "miss", -1)
+            count(prefix + "get", 1)
 
     client.meta.events.register("before-send", sent)
     client.meta.events.register("response-received", answered)

@@ -25,6 +25,10 @@ _LOGS = """\
 Show what the functions of a run wrote, by time, from CloudWatch Logs. Without RUN, list the runs
 that wrote something. A run is one session, from init to shutdown."""
 
+_POLICY = """\
+Print an IAM policy: what who runs sessions must be allowed (user), or who deploys (deployer). It is
+for one stack of the account that is signed in to."""
+
 
 def add(commands: Commands) -> None:
     """Add them to the command line's parser."""
@@ -63,6 +67,16 @@ def add(commands: Commands) -> None:
     )
     logs.add_argument("--json", action="store_true", help="print a JSON object a line")
     logs.set_defaults(run=_logs)
+
+    policy = commands.add_parser(
+        "policy",
+        help="print the IAM policy that a user or a deployer needs (AWS)",
+        description=_POLICY,
+        allow_abbrev=False,
+    )
+    policy.add_argument("name", choices=("user", "deployer"))
+    add_place(policy)
+    policy.set_defaults(run=_policy)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -107,6 +121,24 @@ def _logs(arguments: argparse.Namespace) -> int:
             f"no lines {which}since {arguments.since} (`fsdray logs` lists runs)", file=sys.stderr
         )
     return int(not count)
+
+
+def _policy(arguments: argparse.Namespace) -> int:
+    from fsdray.backends.aws import policies
+    from fsdray.backends.aws.deploy import Account
+
+    settings = settings_of(arguments)
+    account = Account.of(settings)
+    policy = policies.load(
+        arguments.name,
+        stack=settings.stack,
+        account=account.number,
+        region=account.region,
+        partition=account.partition,
+        bucket=f"{settings.stack}-{account.number}-{account.region}",
+    )
+    print(json.dumps(policy, indent=2))
+    return 0
 
 
 def _is_colored() -> bool:

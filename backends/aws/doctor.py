@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import email.utils
 import enum
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,9 +96,12 @@ class Patient:
         """Whom these settings name."""
         import boto3
 
+        with border.crossing("looking for AWS's settings"):
+            session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+
+        @functools.cache  # a client takes long to make
         def connect(service: str) -> Any:
             with border.crossing(f"connecting to {service}"):
-                session = boto3.Session(profile_name=settings.profile, region_name=settings.region)
                 return session.client(service)
 
         return cls(settings, connect)
@@ -313,7 +317,7 @@ def permissions(patient: Patient) -> Iterator[Finding]:
         yield warning("permissions", text, "allow iam:SimulatePrincipalPolicy on yourself")
         return
     if denied:
-        fix = "have the policy of `fsdray deploy --policy user` attached"
+        fix = "have the policy of `fsdray policy user` attached"
         yield error("permissions", "not allowed: " + ", ".join(denied), fix)
     else:
         yield ok("permissions", f"all {number} actions of a session are allowed")

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from fsdray.backends.aws.deploy import Show, deploy
+from fsdray.backends.aws.options import Options, check_name
 from fsdray.errors import ServiceError
 from fsdray.settings import Settings
 
@@ -36,10 +37,15 @@ def emulate(
     """
     from fsdray.testing.emulator import Emulator
 
+    check_name(settings.stack)
+    Options.load("{}", changes)  # what cannot be is said before anything starts
     before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
     try:
         with Emulator(
-            port=port, concurrency=concurrency, cache=settings.cache_directory
+            port=port,
+            concurrency=concurrency,
+            cache=settings.cache_directory,
+            cloudwatch=True,
         ) as emulator:
             variables = emulator.environment | {"FSDRAY_STACK": settings.stack}
             os.environ.update(variables)

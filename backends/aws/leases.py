@@ -366,6 +366,8 @@ class Leases:
                     self._leaving.add(slot)
             if not self._leaving and not everything:
                 return
+            if self._leaving & self._dirty and self._clock() > self._until - _MARGIN:
+                await self._renew()  # what was lost meanwhile is not ours to empty
             unclean = self._leaving & self._dirty
             if unclean:
                 await self._purge(sorted(unclean))

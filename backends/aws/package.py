@@ -229,7 +229,7 @@ def _install(
     lines.write_text("\n".join((f"-c {constraints}", *wanted)))
     # Lambda's system is older than many a driver's, and some wheels are for newer ones alone:
     # then the major version is the same, with which pickles are read too.
-    attempts = [pinned, [_of_major(each) for each in pinned]]
+    attempts = [pinned, *([[_of_major(each) for each in pinned]] if pinned else [])]
     for attempt in attempts:
         constraints.write_text("\n".join(attempt))
         shutil.rmtree(tree, ignore_errors=True)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fsdray.backends.local.bodies import Bodies
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.backends.local.forking import Template, Worker
 from fsdray.backends.local.functions import LocalFunctions
@@ -82,7 +83,8 @@ async def connect(
     function_limits = FunctionLimits(concurrency=settings.concurrency or _CONCURRENCY)
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
-    inboxes = Inboxes(message_limits)
+    bodies = Bodies(directory.path)
+    inboxes = Inboxes(message_limits, bodies)
     config = {
         "directory": str(directory.path),
         "modules": str(for_modules.path),
@@ -99,7 +101,7 @@ async def connect(
     template.start()
     return _DriverBackend(
         LocalFunctions(_Here(pool), count, function_limits),
-        LocalMessages(inboxes, count, message_limits),
+        LocalMessages(inboxes, count, message_limits, bodies),
         LocalObjects(files, watchers, count, object_limits),
         template,
         list(dict.fromkeys((directory, for_modules))),

@@ -14,9 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from fsdray.backends.local.bodies import Bodies, Shared
 from fsdray.backends.local.link import Later
 from fsdray.errors import ServiceError
 from fsdray.services import (
+    ADDRESS,
+    ENVELOPE,
+    Buffer,
     Count,
     Delivery,
     Message,
@@ -26,7 +30,8 @@ from fsdray.services import (
     is_direct,
 )
 
-Taken: TypeAlias = tuple[str, bytes, int]
+Body: TypeAlias = bytes | Shared
+Taken: TypeAlias = tuple[str, Body, int]
 """A delivery's receipt, body and billed size."""
 
 
@@ -35,19 +40,23 @@ class Post(Protocol):
 
     async def lease(self, count: int) -> list[str]: ...
     async def release(self, inboxes: Sequence[str]) -> None: ...
-    async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None: ...
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None: ...
     async def receive(self, inbox: str, wait: float) -> list[Taken]: ...
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None: ...
 
 
-_Kept = tuple[bytes, int]  # a body, and what of its message is billed
+@dataclass
+class _Kept:
+    body: Body
+    billed: int
+    inboxes: int  # that have it
 
 
 @dataclass
 class _Inbox:
-    ready: deque[tuple[bytes, int]] = field(default_factory=deque)
+    ready: deque[_Kept] = field(default_factory=deque)
     # By receipt, in the order in which they come again: what was ready, and when it is again.
-    in_flight: dict[str, tuple[tuple[bytes, int], float]] = field(default_factory=dict)
+    in_flight: dict[str, tuple[_Kept, float]] = field(default_factory=dict)
     readers: deque[_Reader] = field(default_factory=deque)
 
 
@@ -75,8 +84,9 @@ class Inboxes:
     loop in which it was published.
     """
 
-    def __init__(self, limits: MessageLimits) -> None:
+    def __init__(self, limits: MessageLimits, bodies: Bodies | None = None) -> None:
         self._limits = limits
+        self._bodies = bodies
         self._inboxes: dict[str, _Inbox] = {}
         self._names = itertools.count()
         self._receipts = itertools.count()
@@ -92,8 +102,11 @@ class Inboxes:
             for reader in list(inbox.readers) if inbox else ():
                 reader.leave()
                 reader.settle(None, _not_leased(name))
+            if inbox is not None:
+                for kept in (*inbox.ready, *(kept for kept, _ in inbox.in_flight.values())):
+                    self._drop(kept)
 
-    async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None:
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
         self.put(messages)
 
     async def receive(self, inbox: str, wait: float) -> list[Taken]:
@@ -122,14 +135,15 @@ class Inboxes:
 
     # The same without a task, for a link
 
-    def put(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None:
+    def put(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
         """`publish`."""
         for _, names in messages:
             for name in names:
                 self._inbox(name)
         reached = {}
         for body, names in messages:
-            kept = body, Message(body, names).billed
+            size = body.size if isinstance(body, Shared) else len(body)
+            kept = _Kept(body, size + ENVELOPE + ADDRESS * len(names), len(names))
             for name in names:
                 reached[name] = box = self._inbox(name)
                 box.ready.append(kept)
@@ -152,7 +166,15 @@ class Inboxes:
         box = self._inboxes.get(inbox)
         for receipt in receipts if box else ():
             assert box is not None
-            box.in_flight.pop(receipt, None)
+            kept, _ = box.in_flight.pop(receipt, (None, 0.0))
+            if kept is not None:
+                self._drop(kept)
+
+    def _drop(self, kept: _Kept) -> None:
+        """One inbox less has it."""
+        kept.inboxes -= 1
+        if not kept.inboxes and self._bodies is not None:
+            self._bodies.drop(kept.body)
 
     def _inbox(self, name: str) -> _Inbox:
         try:
@@ -193,13 +215,13 @@ class Inboxes:
         size = 0
         again = asyncio.get_running_loop().time() + self._limits.visibility
         while box.ready and len(taken) < self._limits.receive_messages:
-            size += box.ready[0][1]
+            size += box.ready[0].billed
             if taken and size > self._limits.receive:
                 break
             kept = box.ready.popleft()
             receipt = f"r{next(self._receipts)}"
             box.in_flight[receipt] = (kept, again)
-            taken.append((receipt, *kept))
+            taken.append((receipt, kept.body, kept.billed))
         return taken
 
     def _give_back(self, name: str, taken: Sequence[Taken]) -> None:
@@ -226,9 +248,16 @@ class Inboxes:
 class LocalMessages:
     """`fsdray.services.Messages` over a `Post`; it checks the limits and counts requests."""
 
-    def __init__(self, post: Post, count: Count, limits: MessageLimits = MessageLimits()) -> None:
+    def __init__(
+        self,
+        post: Post,
+        count: Count,
+        limits: MessageLimits = MessageLimits(),
+        bodies: Bodies | None = None,
+    ) -> None:
         self._post = post
         self._count = count
+        self._bodies = bodies
         self.limits = limits
 
     async def lease(self, count: int) -> list[str]:
@@ -240,14 +269,30 @@ class LocalMessages:
     async def publish(self, messages: Sequence[Message]) -> None:
         self.limits.check_publish(messages)
         count_publish(self._count, messages, direct=is_direct(messages))
-        await self._post.publish([(bytes(m.body), m.inboxes) for m in messages])
+        bodies = self._bodies
+        kept = [bytes(m.body) if bodies is None else bodies.put(m.body) for m in messages]
+        try:
+            await self._post.publish([(k, m.inboxes) for k, m in zip(kept, messages, strict=True)])
+        except ServiceError:  # refused, so nobody has them
+            for each in kept if bodies is not None else ():
+                assert bodies is not None
+                bodies.drop(each)
+            raise
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
         taken = await self._post.receive(inbox, wait)
-        deliveries = [Delivery(inbox, *each) for each in taken]
+        deliveries = [
+            Delivery(inbox, receipt, self._read(body), billed) for receipt, body, billed in taken
+        ]
         count_receive(self._count, deliveries)
         return deliveries
+
+    def _read(self, body: Body) -> Buffer:
+        if isinstance(body, Shared):
+            assert self._bodies is not None
+            return self._bodies.get(body)
+        return body
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.limits.check_acknowledge(deliveries)

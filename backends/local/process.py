@@ -18,10 +18,11 @@ from typing import Any, TextIO
 
 from fsdray import environment, loop, worker
 from fsdray.backends.local.backend import LocalBackend
+from fsdray.backends.local.bodies import Bodies
 from fsdray.backends.local.functions import LocalFunctions
 from fsdray.backends.local.link import Link
 from fsdray.backends.local.logs import mark
-from fsdray.backends.local.messages import LocalMessages
+from fsdray.backends.local.messages import Body, LocalMessages, Taken
 from fsdray.backends.local.objects import Files, LocalObjects
 from fsdray.backends.local.pipeline import CallsLost, Intake
 from fsdray.backends.local.pool import Outcome
@@ -111,7 +112,9 @@ def _backend(link: Link, intake: Intake, config: dict[str, Any]) -> LocalBackend
     functions = FunctionLimits(**config["functions"])
     return LocalBackend(
         functions=LocalFunctions(far, count, functions),
-        messages=LocalMessages(far, count, MessageLimits(**config["messages"])),
+        messages=LocalMessages(
+            far, count, MessageLimits(**config["messages"]), Bodies(Path(config["directory"]))
+        ),
         objects=LocalObjects(
             Files(Path(config["directory"]) / "objects"),
             far,
@@ -152,11 +155,11 @@ class _Driver:
     async def release(self, inboxes: Sequence[str]) -> None:
         await self._link.request("release", list(inboxes))
 
-    async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None:
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
         await self._link.request("publish", list(messages))
 
-    async def receive(self, inbox: str, wait: float) -> list[tuple[str, bytes, int]]:
-        taken: list[tuple[str, bytes, int]] = await self._link.request("receive", inbox, wait)
+    async def receive(self, inbox: str, wait: float) -> list[Taken]:
+        taken: list[Taken] = await self._link.request("receive", inbox, wait)
         return taken
 
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
 from fsdray.costs.prices import Prices
@@ -44,6 +43,8 @@ class Seconds:
         """About how long the slowest of so many takes: the (of / (of + 1))-quantile."""
         if of <= 1 or self.p99 <= self.median:
             return self.median
+        from statistics import NormalDist  # every function imports this module, and few need that
+
         z = NormalDist().inv_cdf(of / (of + 1))
         return self.median * math.exp(math.log(self.p99 / self.median) * z / _Z99)
 

@@ -165,9 +165,9 @@ class Audited(FaultyMessages):
 
     left: list[Delivery]
 
-    async def release(self, inboxes: Sequence[str]) -> None:
+    async def release(self, inboxes: Sequence[str], *, is_broken: bool = False) -> None:
         self.left = [each for inbox in inboxes for each in self.unacknowledged(inbox)]
-        await super().release(inboxes)
+        await super().release(inboxes, is_broken=is_broken)
 
 
 def is_damaged(delivery: Delivery) -> bool:

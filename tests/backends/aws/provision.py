@@ -15,11 +15,20 @@ from fsdray.backends.aws.stack import Stack
 from fsdray.settings import resolve
 from fsdray.testing.emulator.packages import installed
 
-REGION, ACCOUNT = "us-east-1", "000000000000"
-MOTO = "moto[server]==5.2.5"
+REGION = "us-east-1"
+MOTO = "moto[s3]==5.2.5\nflask\nflask-cors"  # as test_moto.py has it: installed once
 _SERVER = """
-import sys
+import base64, sys
 sys.path.insert(0, sys.argv[1])
+from moto.sqs.models import SQSBackend
+plain = SQSBackend.send_message
+def send_message(self, queue_name, message_body, message_attributes=None, **more):
+    # What crosses from SNS raw has its binary attributes as base64 still.
+    for value in (message_attributes or {}).values():
+        if isinstance(value.get("BinaryValue"), str):
+            value["BinaryValue"] = base64.b64decode(value["BinaryValue"])
+    return plain(self, queue_name, message_body, message_attributes=message_attributes, **more)
+SQSBackend.send_message = send_message
 from werkzeug.serving import make_server
 from moto.server import DomainDispatcherApplication, create_backend_app
 server = make_server(
@@ -46,7 +55,7 @@ def moto() -> Iterator[str]:
     """moto's server in a process of its own; its URL."""
     packages = installed(resolve({}).cache_directory, MOTO)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-c", _SERVER, str(packages)],
+        [sys.executable, "-I", "-S", "-c", _SERVER, str(packages)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -66,10 +75,11 @@ def provision(url: str, name: str, *, slots: int, fanout: int, visibility: int) 
         sns.create_topic(Name=f"{name}-group-{group}")["TopicArn"]
         for group in range(-(-slots // fanout))
     ]
+    account = topics[0].split(":")[4]
     prefix = ""
     for slot in range(slots):
         queue = f"{name}-slot-{slot:04}"
-        arn = f"arn:aws:sqs:{REGION}:{ACCOUNT}:{queue}"
+        arn = f"arn:aws:sqs:{REGION}:{account}:{queue}"
         admits = {
             "Effect": "Allow",
             "Principal": {"Service": "sns.amazonaws.com"},
@@ -95,7 +105,7 @@ def provision(url: str, name: str, *, slots: int, fanout: int, visibility: int) 
         name=name,
         version="",
         region=REGION,
-        account=ACCOUNT,
+        account=account,
         python="",
         architecture="",
         bucket=name,

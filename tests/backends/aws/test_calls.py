@@ -103,7 +103,7 @@ EXIT = "Runtime.ExitError"
             "",
             1,
             FunctionCrashed,
-            "killed by a signal: segmentation",
+            "killed by signal 11 (SIGSEGV)",
         ),
         (EXIT, "Runtime exited with error: signal: killed", "", 1, OutOfMemory, "512 MB"),
         (
@@ -120,7 +120,7 @@ EXIT = "Runtime.ExitError"
             report(100),
             1,
             FunctionCrashed,
-            "killed by a signal",
+            "killed by signal 9 (SIGKILL)",
         ),
         ("Runtime.OutOfMemory", "x", "", 1, OutOfMemory, "512 MB"),
         ("Sandbox.Timedout", "Task timed out after 900.00 seconds", "", 1, FunctionTimeout, "s"),

@@ -173,6 +173,7 @@ async def through(
         backend.objects,
         FunctionLimits(concurrency=4),
         lambda lines: None,
+        lambda told: None,
     )
     try:
         yield functions, counts

@@ -340,7 +340,9 @@ def test_a_driver_that_slept_too_long_has_lost_its_slots() -> None:
         assert mine._keeper is not None
         mine._keeper.cancel()  # as a laptop's lid does
         await asyncio.sleep(pool.TERM + 1)
+        world.dies("a")
         taken = await others.lease(SLOTS)
+        world.take("b", taken)
         assert all(is_later(taken.epoch, lease.epoch) for _ in lease.slots)
         # Back again: it gives back what is not its own any more, which changes nothing.
         await mine.release([(slot, lease.epoch) for slot in lease.slots], set(lease.slots))
