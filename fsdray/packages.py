@@ -7,7 +7,6 @@ user's own modules (`fsdray.modules`). How a worker imports from it is in `fsdra
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import hashlib
 import mmap
@@ -350,6 +349,8 @@ def run_pip(arguments: Sequence[str], failure: str, folder: str, needed_by: str,
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
     """Remove distributions that are where functions run already, in the same version."""
+    import csv
+
     unwanted = {_normal(name) for name in names}
     for info in list(folder.glob("*.dist-info")):
         if _normal(info.name.partition("-")[0]) not in unwanted:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +150,8 @@ def _from_file(named: str | None, known: set[str]) -> dict[str, Any]:
     path = Path(named or "fsdray.toml")
     if named is None and not path.is_file():
         return {}
+    import tomllib  # every function imports this module, and has no such file
+
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)

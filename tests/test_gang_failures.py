@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -28,10 +29,11 @@ from fsdray.errors import (
 )
 from fsdray.inference.engine import RankAnswer, forward
 from fsdray.inference.shards import Shard, Sharding
+from tests import on_aws
 
 pytestmark = pytest.mark.usefixtures("session")
 
-SOON = 1.0  # seconds in which everybody must know
+SOON = on_aws.amount(1, 20)  # seconds in which everybody must know
 CHANNELS = ("queue", "object")
 
 
@@ -117,7 +119,7 @@ def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
         assert isinstance(each.value.cause, FunctionCrashed)
     cause = raised.value.cause
     assert isinstance(cause, FunctionCrashed)
-    assert "SIGKILL" in cause.message
+    assert re.search("SIGKILL|signal: killed", cause.message)  # Lambda's words are the latter
     assert cause.log[-1] == "these are my last words"
     left = {key for key in _objects() if not key.startswith(("functions/", "modules/"))} - before
     assert not left, "the broken gang left objects behind"

@@ -7,7 +7,6 @@ a call early, and `fsdray.worker` what a call is.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import threading
@@ -102,6 +101,8 @@ def _respond_past(request_id: str, answer: Answer) -> None:
 
     Lambda's Runtime API takes a call's response from whoever in the environment sends it.
     """
+    import http.client  # brings all of email, and is needed once
+
     host = os.environ["AWS_LAMBDA_RUNTIME_API"]
     connection = http.client.HTTPConnection(host, timeout=10)
     body = json.dumps(answer.parsed()).encode()

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
 from fsdray.costs.prices import Prices
-from fsdray.settings import check_preference
+from fsdray.settings import Settings, check_preference
 
 _Z99 = 2.3263478740408408  # the standard normal's 99th percentile
 _SAME = 1e-9  # of a bill: a difference that is rounding
@@ -44,6 +43,8 @@ class Seconds:
         """About how long the slowest of so many takes: the (of / (of + 1))-quantile."""
         if of <= 1 or self.p99 <= self.median:
             return self.median
+        from statistics import NormalDist  # every function imports this module, and few need that
+
         z = NormalDist().inv_cdf(of / (of + 1))
         return self.median * math.exp(math.log(self.p99 / self.median) * z / _Z99)
 
@@ -121,7 +122,7 @@ class Medium:
         return cls(**made)
 
 
-USUAL = Medium()
+USUAL = Medium(memory=Settings.memory)
 """What holds where nothing else is said."""
 
 

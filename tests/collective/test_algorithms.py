@@ -308,7 +308,9 @@ def test_the_local_meter_counts_what_the_formulas_say_of_senders(channel: str) -
             at = Setting(channel, size, USUAL, MessageLimits())
             bills = algorithms.ways(operation, at, packed(FIXED.get(operation, value)))
             bill = (
-                bills[algorithms.choose(operation, at)] if len(bills) > 1 else next(iter(bills.values()))
+                bills[algorithms.choose(operation, at)]
+                if len(bills) > 1
+                else next(iter(bills.values()))
             )
             after = here.meter.counts()
             found = {name: after.get(name, 0) - before.get(name, 0) for name in SENT}

@@ -1,8 +1,8 @@
 """The programs: each is given a communicator and the names of an MPI, and returns plain values.
 
 What it returns must not depend on chance, so that it can be compared: where MPI leaves an order
-open, it is sorted away. `split`, `dup` and `free` come as functions, since mpi4py spells them with
-upper-case letters.
+open, it is sorted away. `split`, `dup`, `free` and `reduce_scatter` come as functions, since mpi4py
+spells them with upper-case letters.
 """
 
 from __future__ import annotations
@@ -378,6 +378,15 @@ def callables_reduce_in_rank_order(comm: Any, mpi: Any) -> Any:
         comm.allreduce(np.arange(4) * comm.rank),
         comm.allreduce("x"),
     )
+
+
+@program
+def reduce_scatter_gives_each_its_own(comm: Any, mpi: Any) -> Any:
+    found = []
+    for op in (mpi.SUM, mpi.PROD, mpi.MAX, mpi.MIN, mpi.BXOR):
+        mine = [np.arange(3) + comm.rank * 7 % 5 + dest for dest in range(comm.size)]
+        found.append(mpi.reduce_scatter(comm, mine, op))
+    return found
 
 
 @program

@@ -18,6 +18,7 @@ NAMES = SimpleNamespace(
     split=lambda comm, color, key=0: comm.split(color, key),
     dup=lambda comm: comm.dup(),
     free=lambda comm: comm.free(),
+    reduce_scatter=lambda comm, values, op: comm.reduce_scatter(values, op),
 )
 
 

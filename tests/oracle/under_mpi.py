@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from mpi4py import MPI
 
 from tests.oracle import described
@@ -16,6 +17,12 @@ from tests.oracle.programs import OPERATIONS, PROGRAMS
 def _split(comm: MPI.Intracomm, color: int, key: int = 0) -> MPI.Comm | None:
     part = comm.Split(color, key)
     return None if part == MPI.COMM_NULL else part
+
+
+def _reduce_scatter(comm: MPI.Intracomm, values: list[np.ndarray], op: MPI.Op) -> np.ndarray:
+    mine = np.empty_like(values[0])
+    comm.Reduce_scatter_block(np.concatenate(values), mine, op)
+    return mine
 
 
 NAMES = SimpleNamespace(
@@ -29,6 +36,7 @@ NAMES = SimpleNamespace(
     split=_split,
     dup=lambda comm: comm.Dup(),
     free=lambda comm: comm.Free(),
+    reduce_scatter=_reduce_scatter,
 )
 
 

@@ -16,7 +16,7 @@ from fsdray.settings import resolve
 from fsdray.testing.emulator.packages import installed
 
 REGION = "us-east-1"
-MOTO = "moto[server]==5.2.5"
+MOTO = "moto[s3]==5.2.5\nflask\nflask-cors"  # as test_moto.py has it: installed once
 _SERVER = """
 import base64, sys
 sys.path.insert(0, sys.argv[1])
@@ -55,7 +55,7 @@ def moto() -> Iterator[str]:
     """moto's server in a process of its own; its URL."""
     packages = installed(resolve({}).cache_directory, MOTO)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-c", _SERVER, str(packages)],
+        [sys.executable, "-I", "-S", "-c", _SERVER, str(packages)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

@@ -130,6 +130,8 @@ def statements(role: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_the_functions_role_names_what_it_may_touch() -> None:
     role = read(plan(FULL).whole)["Resources"]["Role"]
+    sids = [each["Sid"] for each in statements(role)]
+    assert len(sids) == len(set(sids))
     for each in statements(role):
         assert each["Effect"] == "Allow"
         actions = each["Action"] if isinstance(each["Action"], list) else [each["Action"]]

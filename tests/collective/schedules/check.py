@@ -58,6 +58,8 @@ def run(schedule: Schedule, trace: bool = False) -> tuple[Simulation[None], list
         faults=Faults(**schedule.faults, slow=schedule.slow, deaths=deaths, absent=absent),
         deadline=LONG if ends_late else SHORT,
         branching=schedule.branching if not absent else None,
+        max_retries=schedule.retries if schedule.branching and not absent else 0,
+        prefer=schedule.prefer,
         message_limits=MessageLimits(
             message=schedule.message,
             batch=schedule.message,
@@ -106,7 +108,8 @@ def _wrong_ends(schedule: Schedule, result: Simulation[None], found: list[Found]
     """Ranks that should have ended otherwise, and what was left behind."""
     fate, errors = schedule.fate, result.errors
     has_met = fate is not None and any(_is_met(fate, error) for error in errors.items())
-    if fate is None or (fate.what != "strays" and not has_met):
+    is_mended = fate is not None and fate.what == "dies" and schedule.branching and schedule.retries
+    if fate is None or is_mended or (fate.what != "strays" and not has_met):
         for rank, error in errors.items():
             yield f"rank {rank} ended in {error!r}"
     else:
@@ -122,7 +125,7 @@ def _wrong_ends(schedule: Schedule, result: Simulation[None], found: list[Found]
             yield f"rank {rank} neither finished nor failed"
     objects = [name for name in result.left if not name.startswith("inbox-")]
     # Orphans of a dead rank may write after the caller has cleaned up.
-    has_orphans = schedule.branching is not None and has_met
+    has_orphans = schedule.branching is not None and fate is not None
     if objects and not has_orphans:
         yield f"objects are left: {objects}"
     if not schedule.faults and not errors and fate is None and result.left:
@@ -177,7 +180,7 @@ def _simpler(schedule: Schedule) -> Iterator[Schedule]:
     for name in schedule.faults:
         left = {key: chance for key, chance in schedule.faults.items() if key != name}
         yield dataclasses.replace(schedule, faults=left)
-    simple: dict[str, Any] = {"slow": {}, "fate": None, "branching": None}
+    simple: dict[str, Any] = {"slow": {}, "fate": None, "branching": None, "retries": 0}
     simple |= {"visibility": 30.0, "fanout": 200, "message": 4096}
     for name, value in simple.items():
         if getattr(schedule, name) != value:

@@ -104,13 +104,15 @@ class Schedule:
     slow: dict[int, float] = field(default_factory=dict)
     fate: Fate | None = None
     branching: int | None = None
+    retries: int = 0
+    prefer: str = "cheapest"
 
 
 def schedule(draw: random.Random, channels: tuple[str, ...]) -> Schedule:
     """Draw one."""
     size = draw.choice(SIZES)
     message = draw.choice((700, 1000, 4096))
-    steps = tuple(_step(draw, size, message) for _ in range(draw.randint(1, 7)))
+    steps = tuple(_step(draw, size, message) for _ in range(draw.randint(1, 6)))
     fate = None
     if size > 1 and draw.random() < 0.25:
         what = draw.choice(("dies", "dies", "dies", "raises", "strays", "aborts", "is absent"))
@@ -127,6 +129,8 @@ def schedule(draw: random.Random, channels: tuple[str, ...]) -> Schedule:
         slow={draw.randrange(size): draw.choice((3.0, 8.0))} if draw.random() < 0.2 else {},
         fate=fate,
         branching=draw.choice((1, 2, 4)) if draw.random() < 0.05 else None,
+        retries=draw.choice((0, 3, 3)),
+        prefer=draw.choice(("cheapest", "fastest")),
     )
 
 
