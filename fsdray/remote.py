@@ -346,6 +346,7 @@ class RemoteFunction(Generic[P, R]):
             options.memory or here.settings.memory,
             options.timeout or here.settings.timeout,
             options.world_size,
+            options.channel or here.settings.channel,
         )
 
     def options(self, **changes: Any) -> RemoteFunction[P, R]:

@@ -143,6 +143,8 @@ class MessageLimits:
     acknowledge: int = 10  # deliveries of one acknowledgement
     wait: float = 20.0  # seconds of one long poll
     visibility: float = 30.0  # seconds until an unacknowledged delivery comes again
+    inboxes: int | None = None  # that there are in all; None: any number
+    more_inboxes: str = ""  # what to do for more of them
     linger: float = 0.001
     """Seconds that a reader who waits for several messages gives the next ones to gather, after the
     first came. A receive and its part of an acknowledgement cost 0.5 µ$, which is what a rank of

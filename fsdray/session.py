@@ -60,7 +60,7 @@ class Session(Values):
         places = max(_HANDED, 2 * backend.functions.limits.concurrency)
         self._turnstile = Turnstile(places)
 
-    def check(self, memory: int, timeout: float, world_size: int | None) -> None:
+    def check(self, memory: int, timeout: float, world_size: int | None, channel: str) -> None:
         """Raise `SettingsError` for what no call can have, or a gang that never can be whole."""
         limits = self.backend.functions.limits
         limits.check(memory, timeout)
@@ -68,6 +68,16 @@ class Session(Values):
             raise SettingsError(
                 f"a gang of {world_size} cannot be whole: {limits.concurrency} calls may run at "
                 f"one time. Start fewer ranks, or fsdray.init(concurrency={world_size})"
+            )
+        messages = self.backend.messages.limits
+        inboxes = (
+            world_size if messages.inboxes is None or channel == "object" else messages.inboxes
+        )
+        if world_size is not None and inboxes is not None and world_size > inboxes:
+            raise SettingsError(
+                f"a gang of {world_size} needs an inbox for each rank, and there are {inboxes}. "
+                "Start fewer ranks, use channel='object', or "
+                f"{messages.more_inboxes.format(world_size)}"
             )
 
     def medium(self, memory: int) -> Medium:
@@ -86,7 +96,7 @@ class Session(Values):
         """Start a call, or a gang of them; one ref for each value, or each rank."""
         if self._closed:
             raise SessionError("this session was shut down; call fsdray.init() for a new one")
-        self.check(submission.memory, submission.timeout, submission.world_size)
+        self.check(submission.memory, submission.timeout, submission.world_size, submission.channel)
         task = self.new_id()
         size = submission.world_size
         args, kwargs, holes, given = dig(submission)

@@ -50,6 +50,9 @@ COUNTED = {
     "ReceiveMessage": "receive",
     "DeleteMessage": "acknowledge",
     "DeleteMessageBatch": "acknowledge",
+    # Rare, and billed as those are: a broken gang's queues are emptied, a zombie puts back.
+    "PurgeQueue": "acknowledge",
+    "ChangeMessageVisibility": "acknowledge",
     "PutObject": "put",
     "CreateMultipartUpload": "put",
     "UploadPart": "put",

@@ -69,7 +69,7 @@ class AwsMessages:
         cls, clients: Clients, stack: Stack, holder: str, keep: float = KEEP
     ) -> AwsMessages:
         """Those of one process; `holder` is its name in the pool, `keep` as `Leases` says."""
-        limits = MessageLimits()
+        limits = MessageLimits(inboxes=stack.slots, more_inboxes="run fsdray deploy --slots {}")
 
         async def empty(slots: Sequence[int]) -> None:
             await purge(clients, stack, slots)

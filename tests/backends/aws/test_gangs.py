@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import fsdray as fsd
+from fsdray.errors import RankFailed, SettingsError
+from tests.backends.aws.bill import billed, same_names
 from tests.backends.aws.conftest import Aws
 from tests.backends.aws.provision import waiting
 
@@ -42,3 +45,70 @@ def test_a_gang_talks(session: Aws, channel: str) -> None:
         [24, everything, None],
         [24, everything, None],
     ]
+
+
+@pytest.mark.parametrize("channel", ["queue", "object"])
+def test_the_meter_says_what_the_emulators_own_log_says(session: Aws, channel: str) -> None:
+    fsd.get(talk.options(channel=channel).remote(0))  # brings this module
+    before, asked = fsd.receipt().requests, len(session.emulator.requests())
+    fsd.get([ref for i in range(2) for ref in talk.options(channel=channel).remote(i)])
+    fsd.get(talk.options(channel=channel).remote(3))
+    after = fsd.receipt().requests
+    logged = billed(session.emulator.requests()[asked:])
+    counted = same_names({name: after[name] - before.get(name, 0) for name in after}, logged)
+    assert counted == logged
+    assert counted["invoke"] == 9
+    if channel == "queue":
+        assert counted["publish"] > 0
+        assert counted["send"] > 0
+
+
+def test_what_a_gang_asks_for_is_what_it_asks_for_on_this_machine(session: Aws) -> None:
+    exact = ("invoke", "put", "publish", "publish_bytes", "send", "send_bytes", "send_units")
+    found = []
+    for backend in ("aws", "local"):
+        fsd.shutdown()
+        fsd.init(backend)
+        fsd.get(talk.options(channel="queue").remote(1))
+        counts = fsd.receipt().requests
+        found.append({name: counts.get(name, 0) for name in exact})
+    fsd.shutdown()
+    assert found[0] == found[1]
+    fsd.init("aws")
+
+
+def test_a_broken_gang_leaves_nothing(session: Aws) -> None:
+    @fsd.remote(world_size=3, max_retries=0, channel="queue")
+    def torn() -> None:
+        comm = fsd.collective.world()
+        comm.send("never received", (comm.rank + 1) % 3)
+        if comm.rank == 2:
+            os._exit(3)
+        comm.barrier()
+
+    with pytest.raises(RankFailed):
+        fsd.get(torn.remote())
+
+
+def test_what_a_gang_did_not_receive_is_gone_with_it(session: Aws) -> None:
+    @fsd.remote(world_size=2, channel="queue")
+    def careless() -> None:
+        comm = fsd.collective.world()
+        comm.send(b"unwanted", 1 - comm.rank)
+
+    fsd.get(careless.remote())
+
+
+def test_a_gang_within_a_gang_gives_its_slots_back_at_once(session: Aws) -> None:
+    @fsd.remote
+    def outer() -> Any:
+        return fsd.get(talk.options(channel="queue").remote(1))
+
+    assert fsd.get(outer.remote())[0][0] == 6
+
+
+def test_a_gang_larger_than_the_stack_is_refused_before_anything_is_asked(session: Aws) -> None:
+    asked = len(session.emulator.requests())
+    with pytest.raises(SettingsError, match=r"there are 20\. .* fsdray deploy --slots 21"):
+        talk.options(world_size=21, channel="queue").remote(1)
+    assert [each["operation"] for each in session.emulator.requests()[asked:]] == []
