@@ -248,6 +248,9 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=1024, help="of each rank's value")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument(
+        "--figures", type=Path, nargs="+", help="of earlier runs (--json); run none"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -255,6 +258,11 @@ def main() -> None:
     if min(*arguments.ranks, arguments.seeds) < 1 or arguments.bytes < 0:
         parser.error("--ranks and --seeds must be at least 1, --bytes at least 0")
     figures = []
+    if arguments.figures is not None:
+        for path in arguments.figures:
+            figures += [Figure(**each) for each in json.loads(path.read_text())["figures"]]
+        figures.sort(key=lambda each: (list(PROGRAMS).index(each.collective), each.ranks))
+        arguments.only = []
     for name in arguments.only:
         for ranks in sizes_of(name, arguments.ranks):
             for channel in CHANNELS:
