@@ -3,7 +3,7 @@
 Every figure is a simulation of the real communicator on the modelled network (FACTS' latencies,
 rates and prices), so it is the same on any machine; seconds are the median over seeds, requests
 and dollars their mean. Lambda's own seconds are not in the dollars. Beside our algorithms stand
-naive ones, written with `send` and `recv`: a log tree, and all pairs. Run it with::
+naive ones: a log tree, all pairs, and polling by LIST. Run it with::
 
     python benchmarks/scale.py --json scale.json --markdown scale.md --plot scale.svg
 
@@ -13,6 +13,7 @@ naive ones, written with `send` and `recv`: a log tree, and all pairs. Run it wi
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import sys
@@ -27,8 +28,8 @@ import numpy as np
 from fsdray.collective import AsyncCommunicator
 from fsdray.testing import simulate
 
-CHANNELS = ("queue", "object")
-BILLED = ("publish", "receive", "acknowledge", "put", "get", "miss", "list")
+CHANNELS = ("queue", "object", "auto")
+BILLED = ("publish", "send", "receive", "acknowledge", "put", "get", "miss", "list")
 
 Program = Callable[[AsyncCommunicator, Any], Coroutine[Any, Any, Any]]
 
@@ -76,8 +77,7 @@ async def allgather(comm: AsyncCommunicator, value: Any) -> None:
 
 
 async def alltoall(comm: AsyncCommunicator, value: Any) -> None:
-    everyone = range(comm.size)
-    await comm.neighbor_alltoall(dict.fromkeys(everyone, value), everyone)
+    await comm.alltoall([value] * comm.size)
 
 
 async def tree_bcast(comm: AsyncCommunicator, value: Any) -> None:
@@ -117,6 +117,33 @@ async def pairs_alltoall(comm: AsyncCommunicator, value: Any) -> None:
         await comm.recv(source=rank)
 
 
+async def list_allreduce(comm: AsyncCommunicator, value: Any) -> None:
+    """As FSD-Inference waits: a LIST every 0.1 s until all objects are there (arXiv 2403.15195).
+
+    Rank 0 reads all and writes the result.
+    """
+    channel: Any = comm._end.channel
+    objects: Any = channel._objects
+
+    async def all_of(prefix: str, count: int) -> list[str]:
+        while len(keys := await objects.list(prefix)) < count:  # noqa: ASYNC110  it is to poll
+            await asyncio.sleep(0.1)
+        return list(keys)
+
+    async def put(key: str) -> None:
+        channel.written.append(key)
+        await objects.put(key, value.tobytes())
+
+    if comm.rank == 0:
+        keys = await all_of("listed/up/", comm.size - 1)
+        await asyncio.gather(*(objects.get(key) for key in keys))
+        await put("listed/down/0")
+    else:
+        await put(f"listed/up/{comm.rank}")
+        (key,) = await all_of("listed/down/", 1)
+        await objects.get(key)
+
+
 PROGRAMS: dict[str, Program] = {
     "allreduce": allreduce,
     "bcast": bcast,
@@ -128,9 +155,11 @@ PROGRAMS: dict[str, Program] = {
     "naive tree bcast": tree_bcast,
     "naive tree allreduce": tree_allreduce,
     "naive pairs alltoall": pairs_alltoall,
+    "naive LIST polling allreduce": list_allreduce,
 }
 QUADRATIC = ("allgather", "alltoall")
 SLOW = ("naive pairs alltoall",)  # a request a pair, twice
+ON_OBJECTS = ("naive LIST polling allreduce",)
 
 
 def sizes_of(name: str, sizes: Iterable[int]) -> list[int]:
@@ -174,7 +203,10 @@ def table(figures: list[Figure]) -> str:
     for (name, ranks), found in rows.items():
         line = f"| {name} | {ranks:,} |"
         for channel in CHANNELS:
-            one = found[channel]
+            one = found.get(channel)
+            if one is None:
+                line += " | | |"
+                continue
             line += f" {one.seconds:.2f} | {one.requests:,.0f} | {1e6 * one.dollars:,.1f} |"
         lines.append(line)
     return "\n".join(lines)
@@ -187,7 +219,7 @@ def plot(figures: list[Figure], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(CHANNELS), figsize=(11, 8), sharex=True, sharey="row")
+    figure, axes = pyplot.subplots(2, len(CHANNELS), figsize=(14, 8), sharex=True, sharey="row")
     for column, channel in enumerate(CHANNELS):
         for name in dict.fromkeys(each.collective for each in figures):
             mine = [each for each in figures if (each.collective, each.channel) == (name, channel)]
@@ -216,6 +248,9 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=1024, help="of each rank's value")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument(
+        "--figures", type=Path, nargs="+", help="of earlier runs (--json); run none"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -223,9 +258,16 @@ def main() -> None:
     if min(*arguments.ranks, arguments.seeds) < 1 or arguments.bytes < 0:
         parser.error("--ranks and --seeds must be at least 1, --bytes at least 0")
     figures = []
+    if arguments.figures is not None:
+        for path in arguments.figures:
+            figures += [Figure(**each) for each in json.loads(path.read_text())["figures"]]
+        figures.sort(key=lambda each: (list(PROGRAMS).index(each.collective), each.ranks))
+        arguments.only = []
     for name in arguments.only:
         for ranks in sizes_of(name, arguments.ranks):
             for channel in CHANNELS:
+                if name in ON_OBJECTS and channel != "object":
+                    continue
                 # Where there are many ranks, one run is already a mean over many draws.
                 seeds = arguments.seeds if ranks < 512 else 1
                 figures.append(measure(name, channel, ranks, arguments.bytes, seeds))

@@ -39,9 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if on_aws.is_chosen():
-        left_out = [item for item in items if not on_aws.runs(item)]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if on_aws.runs(item)]
+        chosen = on_aws.chosen(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,8 +1,9 @@
 """The suite on AWS's services, as an emulator on this machine serves them (``--backend aws``).
 
-What runs there: the tests of the public API (`FILES`), without those marked ``local_only``. One
-emulator with one deployed stack serves them all; where ``AWS_ENDPOINT_URL`` is set already, as by
-``fsdray emulate`` in another terminal, that one does.
+What runs there: the tests of the public API (`FILES`), without those marked ``local_only``, and of
+each that has parameters the first and the last set of them. One emulator with one deployed stack
+serves them all; where ``AWS_ENDPOINT_URL`` is set already, as by ``fsdray emulate`` in another
+terminal, that one does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +69,15 @@ def runs(item: pytest.Item) -> bool:
     path = item.path.relative_to(item.config.rootpath / "tests").as_posix()
     is_public = any(path == each or path.startswith(f"{each}/") for each in FILES)
     return is_public and item.get_closest_marker("local_only") is None
+
+
+def chosen(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The tests that run: of one with parameters those with the first and the last set of them."""
+    found: dict[str, list[pytest.Item]] = {}
+    for item in filter(runs, items):
+        found.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    ends = {id(item) for same in found.values() for item in (same[0], same[-1])}
+    return [item for item in items if id(item) in ends]
 
 
 @contextmanager

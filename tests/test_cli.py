@@ -96,7 +96,7 @@ def refused(capsys: Output, arguments: list[str], status: int) -> str:
 # -- what it answers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channel", ["queue", "object"])
+@pytest.mark.parametrize("channel", ["queue", "object", "auto"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_json_is_one_object_with_the_right_categories(
     capsys: Output, last_layer: NDArray[np.float32], workers: int, channel: str

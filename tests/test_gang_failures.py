@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -28,10 +29,11 @@ from fsdray.errors import (
 )
 from fsdray.inference.engine import RankAnswer, forward
 from fsdray.inference.shards import Shard, Sharding
+from tests import on_aws
 
 pytestmark = pytest.mark.usefixtures("session")
 
-SOON = 1.0  # seconds in which everybody must know
+SOON = on_aws.amount(1, 20)  # seconds in which everybody must know
 CHANNELS = ("queue", "object")
 
 
@@ -117,7 +119,7 @@ def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
         assert isinstance(each.value.cause, FunctionCrashed)
     cause = raised.value.cause
     assert isinstance(cause, FunctionCrashed)
-    assert "SIGKILL" in cause.message
+    assert re.search("SIGKILL|signal: killed", cause.message)  # Lambda's words are the latter
     assert cause.log[-1] == "these are my last words"
     left = {key for key in _objects() if not key.startswith(("functions/", "modules/"))} - before
     assert not left, "the broken gang left objects behind"
@@ -136,7 +138,7 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
     channel: str, branching: int, tmp_path: Path
 ) -> None:
     fsd.shutdown()
-    fsd.init(branching=branching)
+    fsd.init(branching=branching, concurrency=40)
 
     @fsd.remote(world_size=5, channel=channel)
     def busy(victim: int) -> None:
@@ -154,7 +156,7 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
             fsd.get(busy.remote(victim), timeout=30)
         assert raised.value.ranks == [victim]
         assert "status 7" in str(raised.value)
-        assert time.time() - began < 10
+        assert time.time() - began < on_aws.amount(10, 60)
 
     # The orphans of a dead rank are stopped a moment later.
     ranks = {int(path.read_text()) for path in tmp_path.iterdir()}
@@ -214,7 +216,7 @@ def test_a_rank_that_needed_nobody_keeps_its_value_when_another_raises() -> None
 
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_memory_and_time_limits_of_a_rank_are_its_gangs_causes(channel: str) -> None:
-    @fsd.remote(world_size=3, memory=256, timeout=5, channel=channel)
+    @fsd.remote(world_size=3, memory=256, timeout=on_aws.amount(5, 60), channel=channel)
     def greedy(what: str) -> float:
         comm = fsd.collective.world()
         if comm.rank == 1:
@@ -226,12 +228,12 @@ def test_memory_and_time_limits_of_a_rank_are_its_gangs_causes(channel: str) -> 
         return float(comm.allreduce(0.0))
 
     with pytest.raises(RankFailed) as raised:
-        fsd.get(greedy.remote("memory"), timeout=30)
+        fsd.get(greedy.remote("memory"), timeout=120)
     assert raised.value.ranks == [1]
     assert isinstance(raised.value.cause, OutOfMemory)
     assert "memory=MB" in str(raised.value)
     with pytest.raises(RankFailed) as raised:
-        fsd.get(greedy.options(timeout=1).remote("time"), timeout=30)
+        fsd.get(greedy.options(timeout=on_aws.amount(1, 8)).remote("time"), timeout=120)
     assert raised.value.ranks == [1]
     assert isinstance(raised.value.cause, FunctionTimeout)
     assert "timeout=SECONDS" in str(raised.value)

@@ -105,8 +105,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     since = logs.parse_since(arguments.since)
     reader = logs.of_stack(settings, arguments.name, arguments.rank)
     if arguments.name is None and not arguments.follow:
-        for seen in logs.runs(reader.read(since)):
+        found = logs.runs(reader.read(since))
+        for seen in found:
             print(json.dumps(seen.to_json()) if arguments.json else logs.shown_run(seen))
+        if not found:
+            print(f"no task printed anything since {arguments.since}", file=sys.stderr)
         return 0
     lines = reader.follow(since) if arguments.follow else reader.read(since)
     count = 0

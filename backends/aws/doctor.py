@@ -275,7 +275,8 @@ def slots(patient: Patient) -> Iterator[Finding]:
         text = f"{len(missing)} of {here.slots} queues and {here.slots - subscribed} subscriptions"
         yield error("slots", f"{text} are missing", _deploy(patient))
     else:
-        yield ok("slots", f"{here.slots} rank slots, {len(here.topics)} topics")
+        topics = "one topic" if len(here.topics) == 1 else f"{len(here.topics)} topics"
+        yield ok("slots", f"{here.slots} rank slots, {topics}")
 
 
 def quota(patient: Patient) -> Iterator[Finding]:

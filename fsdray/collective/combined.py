@@ -136,10 +136,15 @@ async def find(objects: Objects, path: str, blob: Blob, rank: int, source: int) 
         if rank in unpack_ranks(head, at, destinations):
             return offset, offset + length
         at += RANK_SIZE * destinations
-    first, _, _ = _ENTRY.unpack_from(head, _COUNT.size)
-    called = operation_in(blob.data[first:])
+    called = first_operation(blob)
     what = "another operation" if called is None else called.name.lower()
     raise SendsNothing(source, what, rank)
+
+
+def first_operation(blob: Blob) -> Operation | None:
+    """What was called by who wrote the object with this head; None where too little is there."""
+    first, _, _ = _ENTRY.unpack_from(blob.data, _COUNT.size)
+    return operation_in(blob.data[first:])
 
 
 async def read(objects: Objects, path: str, span: Span, blob: Blob | None = None) -> Frame:

@@ -157,6 +157,15 @@ class Mailbox:
                     return key
         return None
 
+    def others(self, communicator: int, number: int, called: Called) -> Key | None:
+        """A message of this collective's number that is held, and of another operation."""
+        for kept in (self._letters, self._parts):
+            for key in kept:
+                at = (key.communicator, key.is_send, key.number)
+                if at == (communicator, False, number) and self.called(key) != called:
+                    return key
+        return None
+
     def take(self, key: Key) -> Letter:
         """Take a message that is there."""
         self._taken.setdefault(key.communicator, set()).add((key.number, key.source))

@@ -49,6 +49,7 @@ class Member:
         self._active: set[int] = set()
         self._posted: asyncio.Future[None] | None = None  # of what is being begun
         self._is_free = False
+        self._last: tuple[Operation, int] | None = None  # the last call, and its largest message
 
     @property
     def sent_bytes(self) -> int:
@@ -87,7 +88,7 @@ class Member:
         ]
         # Numbered last: what cannot be encoded has not taken part, and may be given again.
         number = self._number() if number is None else number
-        self._end.sent_bytes += sum(wire.size(parcel.payload) for parcel in parcels)
+        self._note(operation, parcels)
         outgoing = Outgoing(operation, self._id, number, root, parcels, pattern.fellows)
         return self._do_exchange(outgoing, pattern.sources, self._posted)
 
@@ -97,6 +98,12 @@ class Member:
             # Its owner may change it before it is sent.
             payload = [b"".join(payload)]
         return Parcel(tuple(self._members[rank] for rank in ranks), packing, payload)
+
+    def _note(self, operation: Operation, parcels: Sequence[Parcel]) -> None:
+        """What a round sends is counted, and kept for `explain`."""
+        self._end.sent_bytes += sum(parcel.size for parcel in parcels)
+        if parcels or self._last is None or self._last[0] != operation:
+            self._last = operation, max((parcel.size for parcel in parcels), default=0)
 
     def _begun(self, call: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         """Begin an operation, which goes on by itself; what it is given may be changed at once."""
@@ -152,8 +159,13 @@ class Member:
         outgoing: Outgoing,
         sources: Sequence[int],
         posted: asyncio.Future[None] | None = None,
+        before: int | None = None,
     ) -> dict[int, Letter]:
-        """Send, and take what these ranks send in the same round."""
+        """Send, and take what these ranks send in the same round.
+
+        `before` is the number of the round before, in which this rank was to hear of nobody: what
+        came of it all the same must be of the same operation.
+        """
         number = outgoing.number
         called = Called(outgoing.operation, outgoing.tag)
         mailbox = self._end.mailbox
@@ -163,28 +175,53 @@ class Member:
             self._who(outgoing.operation.name.lower()),
             lambda: [source for source, key in keys.items() if not mailbox.has(key)],
             self._end.post(outgoing, posted) if outgoing.parcels else None,
-            self._collect(called, list(keys.values())),
+            self._collect(called, list(keys.values()), before),
         )
         return {source: mailbox.take(key) for source, key in keys.items()}
 
-    async def _collect(self, called: Called, keys: Sequence[Key]) -> None:
+    async def _collect(
+        self, called: Called, keys: Sequence[Key], before: int | None = None
+    ) -> None:
         """Wait until all are there; the first that is of another operation ends the wait."""
-        mailbox, channel = self._end.mailbox, self._end.channel
+        mailbox = self._end.mailbox
         missing = keys
         while True:
             for key in missing:
                 self._check_same(called, key)
+            if before is not None:
+                stranger = mailbox.others(self._id, before, called)
+                if stranger is not None:
+                    self._check_same(called, stranger)
             missing = [key for key in missing if not mailbox.has(key)]
             if not missing:
                 return
             try:
-                await channel.collect(missing)
+                await self._arrival_of(missing, before, called)
             except SendsNothing as error:
                 source = self._members.index(error.source)
                 raise MismatchedCollective(
                     f"rank {self.rank} called {called.operation.name.lower()} where rank {source} "
                     f"called {error.called}, which sends nothing to rank {self.rank}"
                 ) from error
+
+    async def _arrival_of(self, missing: Sequence[Key], before: int | None, called: Called) -> None:
+        """Wait for one of these; where nobody would be told of it, look what rank 0 did before."""
+        channel = self._end.channel
+        if before is None or channel.name != "object":
+            await channel.collect(missing)
+            return
+        theirs = Key(self._id, False, before, self._members[0])
+        tasks: list[asyncio.Future[None]] = [
+            asyncio.ensure_future(channel.collect(missing)),
+            asyncio.ensure_future(channel.strays(theirs, called.operation)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def _check_same(self, mine: Called, key: Key, *, is_asked: bool = True) -> None:
         theirs = self._end.mailbox.called(key)

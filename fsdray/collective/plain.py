@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from fsdray import loop
 from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.envelope import ANY_SOURCE, ANY_TAG, Status
+from fsdray.collective.explain import Explanation
 from fsdray.collective.ops import SUM, Op
 from fsdray.collective.requests import AsyncRequest, Request
 from fsdray.collective.tail import Tail, is_ours
@@ -70,6 +71,10 @@ class Communicator:
         ``await comm.compute(function, *args)``.
         """
         return loop.run(program(self._inner, *args, **kwargs))
+
+    def explain(self, operation: str | None = None, nbytes: int | None = None) -> Explanation:
+        """See `AsyncCommunicator.explain`; printed, it is a table."""
+        return self._inner.explain(operation, nbytes)
 
     # Point to point
 

@@ -25,14 +25,16 @@ from fsdray.collective.algorithms import (
     grid,
     to_root,
 )
-from fsdray.collective.algorithms.ways import ONE_ROUND
+from fsdray.collective.algorithms.ways import NOMINAL, ONE_ROUND
 from fsdray.collective.bundles import Box
+from fsdray.collective.explain import Explanation, explain
 from fsdray.collective.frames import Codec, Operation
 from fsdray.collective.member import copied, opened
 from fsdray.collective.ops import Op, fold
 from fsdray.collective.p2p import PointToPoint
 from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.collective.pieces import Piece
+from fsdray.errors import SettingsError
 
 _Posted = asyncio.Future[None] | None
 
@@ -51,6 +53,31 @@ class Relays(PointToPoint):
         """What algorithms of this communicator are chosen by."""
         channel = self._end.channel
         return Setting(channel.name, self.size, channel.medium, channel.limits)
+
+    def explain(self, operation: str | None = None, nbytes: int | None = None) -> Explanation:
+        """What is chosen for an operation, with its numbers and those of the other ways.
+
+        It asks for nothing. Every choice is a formula of the number of ranks, the size of a
+        message, the price table and the setting ``prefer``.
+
+        Parameters
+        ----------
+        operation : such as ``"bcast"``; by default the collective that this rank called last.
+        nbytes : of each message, as packed; by default those of that call, or 1,024.
+
+        Raises
+        ------
+        SettingsError
+            for an unknown operation, or where there was no call yet.
+        """
+        last = self._last
+        if operation is None:
+            if last is None:
+                raise SettingsError('nothing was called yet: explain("bcast", nbytes=1024)')
+            operation = last[0].name.lower()
+        if nbytes is None:
+            nbytes = last[1] if last and last[0].name.lower() == operation else NOMINAL
+        return explain(operation, nbytes, self.setting())
 
     def is_one_round(self, operation: Operation) -> bool:
         """Whether an operation is one round here."""
@@ -90,7 +117,8 @@ class Relays(PointToPoint):
             else:
                 out = self._outgoing(operation, up, gather, [parcel])
                 await self._swap(out, (), posted)
-                letters = await self._swap(self._outgoing(operation, down, give), give.sources)
+                last = self._outgoing(operation, down, give)
+                letters = await self._swap(last, give.sources, before=up)
                 boxes = bundles.unpack(letters[0].payload)
             return {box.source: _value(box) for box in boxes if box.source != self.rank}
         finally:
@@ -186,7 +214,7 @@ class Relays(PointToPoint):
                 if not any(isinstance(value, Piece) for value in values):
                     word = await self.compute(fold, op, values)
             if not is_flat:
-                word = await self._from_0(word, said)
+                word = await self._from_0(word, said, before=up)
             if word is Word.CUT:
                 if not hears:
                     empty = self._outgoing(Operation.ALLREDUCE, up, _to_0(self.rank, self.size))
@@ -227,12 +255,12 @@ class Relays(PointToPoint):
             own if rank == self.rank else came.get(rank, value) for rank, value in enumerate(values)
         ]
 
-    async def _from_0(self, value: Any, number: int) -> Any:
+    async def _from_0(self, value: Any, number: int, before: int | None = None) -> Any:
         """What rank 0 has for all, at everybody."""
         pattern = from_root(self.rank, self.size, 0, is_multicast=True)
         parcels = [self._parcel(ranks, value) for ranks in pattern.destinations]
         out = self._outgoing(Operation.ALLREDUCE, number, pattern, parcels)
-        letters = await self._swap(out, pattern.sources)
+        letters = await self._swap(out, pattern.sources, before=before)
         return value if self.rank == 0 else opened(letters[0])
 
     # Inside
@@ -240,7 +268,7 @@ class Relays(PointToPoint):
     def _outgoing(
         self, operation: Operation, number: int, pattern: Exchange, parcels: Sequence[Parcel] = ()
     ) -> Outgoing:
-        self._end.sent_bytes += sum(parcel.size for parcel in parcels)
+        self._note(operation, parcels)
         return Outgoing(operation, self._id, number, 0, parcels, pattern.fellows)
 
     def _bundle(self, ranks: Sequence[int], boxes: Sequence[Box]) -> Parcel:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsdray.costs.prices import Prices
-from fsdray.settings import check_preference
+from fsdray.settings import Settings, check_preference
 
 _Z99 = 2.3263478740408408  # the standard normal's 99th percentile
 _SAME = 1e-9  # of a bill: a difference that is rounding
@@ -122,7 +122,7 @@ class Medium:
         return cls(**made)
 
 
-USUAL = Medium()
+USUAL = Medium(memory=Settings.memory)
 """What holds where nothing else is said."""
 
 

@@ -19,6 +19,7 @@ from fsdray import collective, loop, wire
 from fsdray.collective import ANY_SOURCE, ANY_TAG, AsyncCommunicator, Communicator, codec
 from fsdray.collective.frames import Operation
 from fsdray.collective.parcels import Outgoing, Parcel, frames
+from fsdray.costs.medium import Medium
 from fsdray.errors import CollectiveTimeout, MismatchedCollective, SettingsError
 from fsdray.testing.inprocess import GANG, run_ranks
 from tests.collective import CHANNELS, noise, run, services
@@ -574,13 +575,13 @@ def test_a_deadline_names_the_operation_and_the_ranks_that_were_missing(
             "recv": lambda: comm.recv(source=2),
             "neighbor": lambda: comm.neighbor_alltoall({}, [3, 2]),
         }
-        if comm.rank == 1:
+        if comm.rank == 1 and operation != "barrier":
             return await calls[operation]()
         if comm.rank == 0 and operation in ("gather", "barrier"):
             return await calls[operation]()
         return await asyncio.get_running_loop().create_future()
 
-    missing = {"gather": "ranks 2, 3", "barrier": "ranks 2, 3", "neighbor": "ranks 2, 3"}
+    missing = {"gather": "ranks 2, 3", "barrier": "ranks 1, 2, 3", "neighbor": "ranks 2, 3"}
     with pytest.raises(CollectiveTimeout) as caught:
         run(channel, 4, program, deadline=0.3)
     text = str(caught.value)
@@ -728,3 +729,15 @@ def test_what_a_rank_sent_is_counted_in_bytes_as_packed() -> None:
     first, second = run("queue", 2, program)
     assert 30_000 < first < 30_600
     assert 10_000 < second < 10_300
+
+
+@pytest.mark.parametrize("channel", ["queue", "auto"])
+def test_who_waits_for_root_to_answer_sees_that_root_called_something_else(channel: str) -> None:
+    async def program(comm: AsyncCommunicator) -> Any:
+        if comm.rank == 0:
+            return await comm.bcast("for you")
+        return await comm.allgather(comm.rank)
+
+    with services() as here, pytest.raises(MismatchedCollective) as caught:
+        here.run(channel, 3, program, medium=Medium())  # where waiting is free: through root
+    assert "called allgather where rank 0 called bcast" in str(caught.value)

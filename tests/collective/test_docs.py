@@ -30,7 +30,13 @@ def public(what: type) -> set[str]:
 
 
 def test_every_name_of_a_communicator_is_in_a_table() -> None:
-    ours = ("other communicators", "reduce and scatter", "begun collectives", "sparse exchange")
+    ours = (
+        "other communicators",
+        "reduce and scatter",
+        "begun collectives",
+        "sparse exchange",
+        "choices",
+    )
     assert named("who", "messages", "collectives", *ours, "coroutines") == public(Communicator)
 
 

@@ -94,7 +94,7 @@ def test_a_signed_network_has_the_oracles_bits(workers: int, method: str, channe
     assert_layers(answer, expected)
 
 
-@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("channel", [*CHANNELS, "auto"])
 def test_biases_everywhere_wake_dead_samples(channel: str) -> None:
     model = signed_network(60, 5, seed=3, bias_on="all", clamp=None)
     assert not model.layers[0].keeps_dead

@@ -228,7 +228,9 @@ def test_damaged_archives_are_refused(tmp_path: Path, kind: str) -> None:
         load(path, bias=0)
 
 
-@pytest.mark.parametrize("damage", [b"no gzip", gzip.compress(GOOD.encode() * 99)[:-9]])
+@pytest.mark.parametrize(
+    "damage", [b"no gzip", gzip.compress(GOOD.encode() * 99)[:-9]], ids=["other", "cut short"]
+)
 def test_damaged_gzip_is_refused(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "s.tsv.gz").write_bytes(damage)
     with pytest.raises(SettingsError, match=r"s\.tsv\.gz cannot be read"):

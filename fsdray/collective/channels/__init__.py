@@ -82,6 +82,13 @@ class Channel(Protocol):
         """A rank was started again, for the `incarnation`-th time, and has another inbox."""
         ...
 
+    async def strays(self, key: Key, operation: Operation) -> None:
+        """Raise `SendsNothing` when there is a message of another operation; else never return.
+
+        It is for a message that nobody expects, on a channel where nobody would be told of it.
+        """
+        ...
+
     async def close(self) -> None:
         """Finish what is under way, such as acknowledgements."""
         ...

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 
 from fsdray.collective.combined import (
     HEAD,
+    SendsNothing,
     combine,
     find,
+    first_operation,
     path,
     path_of,
     prefix,
     read,
 )
 from fsdray.collective.forms import WINDOW
-from fsdray.collective.frames import Frame, Key, pack, unpack
+from fsdray.collective.frames import Frame, Key, Operation, pack, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing
 from fsdray.costs.medium import USUAL, Medium
@@ -28,6 +30,7 @@ from fsdray.services import MessageLimits, Objects, Pace
 
 ABORT_PACE = Pace(first=0.5, factor=1.5, ceiling=5.0)  # seconds between looks for an abort
 PATIENCE = 0.25  # seconds of waiting before a rank looks for an abort at all
+STRAYS = 1.0  # seconds of waiting before a rank looks whether another called something else
 _WAIT = 900.0  # seconds of one wait; deadlines are the communicator's
 
 
@@ -96,6 +99,17 @@ class ObjectChannel:
             changed.cancel()
             if watch is not None:
                 watch.cancel()
+
+    async def strays(self, key: Key, operation: Operation) -> None:
+        await asyncio.sleep(STRAYS)
+        where = path(self._gang, key, self._rank)
+        blob = None
+        while blob is None:
+            blob = await self._objects.get(where, range=(0, HEAD), wait=_WAIT, pace=ABORT_PACE)
+        called = first_operation(blob)
+        if called is not None and called != operation:
+            raise SendsNothing(key.source, called.name.lower(), self._rank)
+        await asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         for task in self._fetching.values():

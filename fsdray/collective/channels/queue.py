@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.forms import READERS, groups
-from fsdray.collective.frames import Corrupted, Frame, Key, overhead, pack, split, unpack
+from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames
 from fsdray.costs.medium import USUAL, Medium
@@ -113,6 +113,10 @@ class QueueChannel:
             task = asyncio.create_task(self._resend(self._log, rank, inbox))
             self._under_way.add(task)
             task.add_done_callback(self._resent)
+
+    async def strays(self, key: Key, operation: Operation) -> None:
+        """What comes is seen in the mailbox."""
+        await asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         if self._looking is not None:
