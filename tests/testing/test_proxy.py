@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
+from contextlib import closing
 
 import pytest
 
@@ -65,19 +65,21 @@ def test_the_same_of_a_form() -> None:
     assert "<Id>b</Id>" in told
 
 
+def status(url: str, path: str = "/") -> int:
+    with closing(http.client.HTTPConnection(url.removeprefix("http://"))) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
 def test_it_passes_on_and_refuses_and_cuts() -> None:
     with FaultProxy() as target, FaultProxy(target.url) as proxy:
-        # What stands behind refuses everything, in S3's words: so one sees who answered.
+        # What stands behind refuses everything: so one sees who answered.
         target.schedule = rarely(Fault.EXPIRED, "GET", range(10))
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"{proxy.url}/a%2Fb?c=d")
-        assert caught.value.code == 403
+        assert status(proxy.url, "/a%2Fb?c=d") == 403
         proxy.schedule = rarely(Fault.UNAVAILABLE, "GET", (1,))
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(proxy.url)
-        assert caught.value.code == 503
+        assert status(proxy.url) == 503
         proxy.schedule = rarely(Fault.CUT_AFTER, "GET", (2,))
-        with pytest.raises(OSError, match=r"(?i)reset|closed|remote"):
-            urllib.request.urlopen(proxy.url)
+        with pytest.raises(ConnectionError):
+            status(proxy.url)
         assert target.asked.total() == 2
         assert proxy.done == {(Fault.UNAVAILABLE, "GET"): 1, (Fault.CUT_AFTER, "GET"): 1}
