@@ -142,7 +142,7 @@ def checks() -> Iterator[Any]:
             yield pytest.param("motos", check, id=f"moto-{check.__name__}")
 
 
-@pytest.mark.parametrize(("where", "check"), checks())
+@pytest.mark.parametrize(("where", "check"), list(checks()))
 def test_messages_keep_the_contract(
     where: str, check: MessageCheck, request: pytest.FixtureRequest
 ) -> None:
