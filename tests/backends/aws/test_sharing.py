@@ -10,6 +10,8 @@ import boto3
 
 from tests.backends.aws.conftest import Aws
 
+pytestmark = pytest.mark.thorough("half a minute of three sessions")
+
 PROGRAM = """
 import json, sys
 import fsdray as fsd
