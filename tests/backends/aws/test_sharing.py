@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import boto3
+import pytest
 
 from tests.backends.aws.conftest import Aws
 
