@@ -19,6 +19,8 @@ from fsdray.testing.proxy import Fault, FaultProxy, rarely, seeded
 from tests.backends.aws.conftest import Aws, deployed
 from tests.backends.aws.provision import waiting
 
+pytestmark = pytest.mark.thorough("its sessions wait out what is done to them")
+
 NETWORK = {
     Fault.THROTTLE: 0.03,
     Fault.UNAVAILABLE: 0.03,
