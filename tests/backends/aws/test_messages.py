@@ -71,12 +71,6 @@ def motos() -> Iterator[Server]:
         yield Server(url, provision(url, "hand", slots=SLOTS, fanout=8, visibility=2), is_late=True)
 
 
-@pytest.fixture(scope="module", params=["emulated", "motos"])
-def server(request: pytest.FixtureRequest) -> Server:
-    found: Server = request.getfixturevalue(request.param)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
@@ -141,7 +135,8 @@ def checks() -> Iterator[Any]:
     for check in MESSAGE_CHECKS:
         yield pytest.param("emulated", check, id=f"emulated-{check.__name__}")
         if check in QUICK:
-            yield pytest.param("motos", check, id=f"moto-{check.__name__}")
+            slow = pytest.mark.thorough("half a minute on a second emulator")
+            yield pytest.param("motos", check, id=f"moto-{check.__name__}", marks=slow)
 
 
 @pytest.mark.parametrize(("where", "check"), list(checks()))
@@ -230,7 +225,7 @@ def test_what_nobody_received_is_gone_with_the_gang(emulated: Server) -> None:
     run(emulated, program)
 
 
-def test_a_frame_of_an_earlier_gang_is_dropped(server: Server) -> None:
+def test_a_frame_of_an_earlier_gang_is_dropped(emulated: Server) -> None:
     async def program(mine: Session) -> None:
         (before,) = await mine.messages.lease(1)
         await mine.messages.publish([Message(b"late", (before,))])
@@ -247,7 +242,7 @@ def test_a_frame_of_an_earlier_gang_is_dropped(server: Server) -> None:
         await mine.messages.acknowledge(found)
         await mine.messages.release([after])
 
-    run(server, program)
+    run(emulated, program)
 
 
 def test_two_sessions_share_a_pool_without_mixing_anything(emulated: Server) -> None:
