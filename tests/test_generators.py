@@ -455,6 +455,7 @@ def test_a_failed_dependency_is_the_only_ref() -> None:
 # Stopping early
 
 
+@pytest.mark.local_only("on Lambda a function learns of it after its first second")
 def test_closing_stops_the_function_at_once() -> None:
     generator = endless.remote()
     ref = next(generator)
@@ -643,6 +644,7 @@ def test_a_function_that_is_too_far_ahead_waits(tmp_path: Path) -> None:
     assert (spent["put"], spent["get"]) == (20, 9), "one get for each two items, but the last two"
 
 
+@pytest.mark.local_only("on Lambda a call that waits keeps its place")
 def test_functions_that_wait_for_their_readers_give_their_room_to_others() -> None:
     with two_at_a_time():
         generators = [
@@ -686,6 +688,7 @@ def test_a_generator_that_waits_for_its_reader_ends_when_it_has_none_any_more() 
 # What it costs
 
 
+@pytest.mark.local_only("on Lambda there may be a mark besides, which tells a call to stop")
 def test_an_item_costs_one_put_and_one_get() -> None:
     before = fsd.receipt().requests
     generator = count.remote(10)

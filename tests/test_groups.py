@@ -334,6 +334,7 @@ def test_a_task_whose_fellow_never_comes_fails_before_its_own_time_is_over() -> 
         fsd.collective.init_group("lonely", 1, 2, timeout=0.1)
 
 
+@pytest.mark.local_only("on Lambda a call that waits keeps its place")
 def test_a_group_may_be_larger_than_the_concurrency() -> None:
     @fsd.remote
     def task(rank: int) -> Any:

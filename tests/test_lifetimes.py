@@ -33,7 +33,7 @@ from tests.conftest import clean_session
 pytestmark = [pytest.mark.usefixtures("small_limit", "no_collector")]
 
 LARGE = b"x" * 5_000  # with the limit below, an object of its own
-SHARED = ("functions/", "modules/")  # kept for all calls
+SHARED = ("functions/", "modules/", "cancel/")  # kept for all calls, or told to stop one
 
 
 @pytest.fixture(scope="module")

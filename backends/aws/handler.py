@@ -26,6 +26,7 @@ from fsdray.backends.aws.watch import exit_now, watch
 from fsdray.costs.meter import count
 from fsdray.services import FunctionLimits
 
+_LAST_WORDS = 1.0, 0.2  # seconds, and of a call's time: each word of a rank's last is a request
 _MARGIN = 0.5  # seconds of the function's own time, in which a call ends before Lambda ends it
 
 
@@ -84,7 +85,8 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
     here.printed.begin(event)
     watching = watch(timeout, is_unwanted, functions.tell_all)
     try:
-        worker.run(event.payload, backend, timeout, respond)
+        seconds, share = _LAST_WORDS
+        worker.run(event.payload, backend, timeout - min(seconds, share * timeout), respond)
         is_over.set()
         if functions.is_telling:
             loop.run(functions.told())

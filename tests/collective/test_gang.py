@@ -18,6 +18,7 @@ from fsdray.errors import (
     RankFailed,
     SettingsError,
 )
+from tests import on_aws
 from tests.collective import CHANNELS, noise
 from tests.conftest import clean_session
 
@@ -161,7 +162,7 @@ def test_ranks_that_call_different_operations_are_told(channel: str) -> None:
 @pytest.mark.usefixtures("branching")
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_a_wait_ends_before_the_functions_own_time_does(channel: str) -> None:
-    @fsd.remote(world_size=2, channel=channel, timeout=1)
+    @fsd.remote(world_size=2, channel=channel, timeout=on_aws.amount(1, 8))
     def forgetful() -> Any:
         comm = fsd.collective.world()
         return comm.recv(source=1, tag=5) if comm.rank == 0 else None
