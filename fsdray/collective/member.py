@@ -148,6 +148,10 @@ class Member:
             self._over(outgoing.number)
         return {source: opened(letter) for source, letter in letters.items()}
 
+    def _is_awaited(self, operation: Operation) -> bool:
+        """Whether the others wait for this rank while it waits for them."""
+        return False
+
     def _over(self, *numbers: int) -> None:
         """These rounds are over: what still comes of them is dropped."""
         self._active -= set(numbers)
@@ -176,6 +180,7 @@ class Member:
             lambda: [source for source, key in keys.items() if not mailbox.has(key)],
             self._end.post(outgoing, posted) if outgoing.parcels else None,
             self._collect(called, list(keys.values()), before),
+            is_early=bool(sources) and self._is_awaited(outgoing.operation),
         )
         return {source: mailbox.take(key) for source, key in keys.items()}
 

@@ -39,6 +39,17 @@ from fsdray.errors import SettingsError
 _Posted = asyncio.Future[None] | None
 
 
+_THROUGH_ROOT = (
+    Operation.ALLGATHER,
+    Operation.ALLREDUCE,
+    Operation.BARRIER,
+    Operation.EXSCAN,
+    Operation.SCAN,
+    Operation.SPLIT,
+)
+"""Operations in which all may wait for rank 0 to have heard from all."""
+
+
 class Word(enum.Enum):
     """What root says when it has heard from all, where it has no result yet."""
 
@@ -82,6 +93,9 @@ class Relays(PointToPoint):
     def is_one_round(self, operation: Operation) -> bool:
         """Whether an operation is one round here."""
         return self.size == 1 or choose(operation, self.setting()) == ONE_ROUND
+
+    def _is_awaited(self, operation: Operation) -> bool:
+        return self.rank == 0 and operation in _THROUGH_ROOT and not self.is_one_round(operation)
 
     # The same from everybody to everybody
 

@@ -114,6 +114,7 @@ def test_a_gang_larger_than_the_stack_is_refused_before_anything_is_asked(sessio
     assert [each["operation"] for each in session.emulator.requests()[asked:]] == []
 
 
+@pytest.mark.thorough("an inference run on the emulator takes half a minute a channel")
 @pytest.mark.parametrize("channel", ["queue", "object"])
 def test_the_meter_of_an_inference_run_is_the_emulators_own_log(session: Aws, channel: str) -> None:
     model = fsd.inference.radixnet(1024, layers=3)
