@@ -480,6 +480,10 @@ class Values:
                 and other.gang[1] in error.ranks
             )
             if is_culprit and other is not entry:
+                if not other.payload.done():
+                    # All of a gang are set in one go: whoever saw the first waits a moment.
+                    promise.wait([other.payload], 1, None, _is_failed)
+                self._fetch_now([other])
                 _, cause = self._outcome(other)
                 if cause is not None:
                     return cause

@@ -28,20 +28,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="local",
         help="what the tests of the public API run on; aws is an emulator on this machine",
     )
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="also the tests that take minutes; with --backend aws the whole public API",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "local_only(reason): about the local backend, or what no other can be asked"
     )
+    config.addinivalue_line("markers", "thorough(reason): runs only where --thorough is given")
     on_aws.choose(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if on_aws.is_chosen():
-        chosen = on_aws.chosen(items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+    is_thorough = config.getoption("--thorough")
+    chosen = on_aws.chosen(items, is_thorough) if on_aws.is_chosen() else items
+    if not is_thorough:
+        chosen = [item for item in chosen if item.get_closest_marker("thorough") is None]
+    kept = {id(item) for item in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,6 +47,8 @@ FILES = (
 ``test_output``, ``test_first_minutes`` (they wait for output that on AWS comes with the reply),
 ``test_many`` (thousands of calls and kills), ``test_idle`` (CPU time of local processes)."""
 
+USUAL = ("collective/test_docs.py", "semantics", "test_async_tasks.py", "test_tasks.py")
+"""Those of them that run without ``--thorough``: the rest takes minutes more."""
 SLOTS = 200
 _SECONDS = 20.0  # that what was told to stop may take
 
@@ -64,17 +66,18 @@ def is_chosen() -> bool:
     return _is_chosen
 
 
-def runs(item: pytest.Item) -> bool:
+def runs(item: pytest.Item, files: Sequence[str] = FILES) -> bool:
     """Whether a test is one of those that run on AWS's services."""
     path = item.path.relative_to(item.config.rootpath / "tests").as_posix()
-    is_public = any(path == each or path.startswith(f"{each}/") for each in FILES)
+    is_public = any(path == each or path.startswith(f"{each}/") for each in files)
     return is_public and item.get_closest_marker("local_only") is None
 
 
-def chosen(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+def chosen(items: Sequence[pytest.Item], is_thorough: bool) -> list[pytest.Item]:
     """The tests that run: of one with parameters those with the first and the last set of them."""
+    files = FILES if is_thorough else USUAL
     found: dict[str, list[pytest.Item]] = {}
-    for item in filter(runs, items):
+    for item in (item for item in items if runs(item, files)):
         found.setdefault(item.nodeid.partition("[")[0], []).append(item)
     ends = {id(item) for same in found.values() for item in (same[0], same[-1])}
     return [item for item in items if id(item) in ends]

@@ -117,6 +117,10 @@ def translated(error: Exception, what: str) -> FsdrayError | None:
     if isinstance(error, exceptions.ClientError):
         return _of_service(error, what)
     if not isinstance(error, exceptions.BotoCoreError | OSError | TimeoutError):
+        from aiohttp import ClientError
+
+        if isinstance(error, ClientError):  # botocore is not there while a body is read
+            return ServiceError(f"{what}: the connection to AWS was lost ({error}): try again")
         return None
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return SettingsError(f"{what}: there are no AWS credentials: {SIGN_IN}")

@@ -253,7 +253,8 @@ class AwsFunctions:
                     # aiohttp takes long bytes as a file only, which it sends piece by piece.
                     Payload=event if len(event) < MIB else io.BytesIO(event),
                 )
-                return answer, await answer["Payload"].read()
+                async with answer["Payload"] as told:  # closed also where it breaks off
+                    return answer, await told.read()
 
         try:
             try:

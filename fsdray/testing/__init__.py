@@ -5,7 +5,8 @@ states, in the tuples that are exported here; every backend of ours passes the s
 pytest is needed: a check raises `AssertionError` that says what was promised and what was seen.
 `run_ranks` runs a program on many ranks in one process, and `faults` makes services misbehave as
 far as they may: they repeat, delay, reorder and corrupt by seed. `simulate` runs a program on
-thousands of ranks in virtual time, on a modelled network.
+thousands of ranks in virtual time, on a modelled network. `proxy.FaultProxy` stands between AWS's
+clients and an emulator, and does what networks and AWS do.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def test_a_rank_that_never_starts_is_missed_before_the_time_is_over() -> None:
     simulation = simulate(total, 4, branching=4, deadline=60, faults=faults, raises=False)
     assert isinstance(simulation.errors.pop(2), FunctionTimeout)
     timeouts = [e for e in simulation.errors.values() if isinstance(e, CollectiveTimeout)]
-    assert timeouts
-    assert all("rank 2 in time" in str(error) for error in timeouts)
+    # Who waits for rank 0's answer misses that; rank 0 says whom it waited for.
+    assert any("rank 2 in time" in str(error) for error in timeouts)
     assert simulation.seconds < 60
 
 

@@ -112,3 +112,18 @@ def test_a_gang_larger_than_the_stack_is_refused_before_anything_is_asked(sessio
     with pytest.raises(SettingsError, match=r"there are 20\. .* fsdray deploy --slots 21"):
         talk.options(world_size=21, channel="queue").remote(1)
     assert [each["operation"] for each in session.emulator.requests()[asked:]] == []
+
+
+@pytest.mark.thorough("an inference run on the emulator takes half a minute a channel")
+@pytest.mark.parametrize("channel", ["queue", "object"])
+def test_the_meter_of_an_inference_run_is_the_emulators_own_log(session: Aws, channel: str) -> None:
+    model = fsd.inference.radixnet(1024, layers=3)
+    samples = fsd.inference.digits(16, model.inputs)
+    before, asked = fsd.receipt().requests, len(session.emulator.requests())
+    fsd.inference.run(model, samples, workers=3, channel=channel)
+    after = fsd.receipt().requests
+    logged = billed(session.emulator.requests()[asked:])
+    counted = same_names({name: after[name] - before.get(name, 0) for name in after}, logged)
+    for each in (counted, logged):
+        each.pop("delete", None)  # free, and goes on behind
+    assert counted == logged

@@ -15,6 +15,8 @@ from fsdray.backends.aws.clients import COUNTED
 from fsdray.services import units
 from tests.backends.aws.conftest import Aws
 
+pytestmark = pytest.mark.thorough("a minute of inference on the emulator")
+
 CHANNELS = ("queue", "object")
 WORKERS = 3
 

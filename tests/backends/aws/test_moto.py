@@ -18,6 +18,8 @@ from fsdray.settings import resolve
 from fsdray.testing import OBJECT_CHECKS
 from fsdray.testing.emulator.packages import installed
 
+pytestmark = pytest.mark.thorough("half a minute on a second emulator")
+
 MOTO = "moto[s3]==5.2.5\nflask\nflask-cors"
 BUCKET = "of-moto"
 EXPRESS = "of-moto--use1-az4--x-s3"

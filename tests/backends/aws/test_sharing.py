@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import boto3
+import pytest
 
 from tests.backends.aws.conftest import Aws
+
+pytestmark = pytest.mark.thorough("half a minute of three sessions")
 
 PROGRAM = """
 import json, sys

@@ -1,0 +1,200 @@
+"""`FaultProxy`: an HTTP server on a thread of its own, which passes requests on or does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from fsdray.testing.proxy import wire
+from fsdray.testing.proxy.schedule import Asked, Fault, Schedule
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession, web
+
+_LARGEST = 256 * 1024 * 1024  # bytes of a request's body
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"}
+_REFUSALS = {
+    Fault.THROTTLE: 429,
+    Fault.UNAVAILABLE: 503,
+    Fault.INTERNAL: 500,
+    Fault.EXPIRED: 403,
+}
+
+
+class FaultProxy:
+    """Stands before a server of AWS's APIs while a context lasts.
+
+    Parameters
+    ----------
+    target : the URL that requests go on to; it may be set later.
+    schedule : says what befalls a request; it may be changed at any time. None: nothing does.
+    slow : seconds that `Fault.SLOW` adds.
+    visibility : seconds after which messages come again that were received and not deleted; None
+        leaves it to their queue, and a receive whose answer is cut costs that long.
+
+    Examples
+    --------
+    ::
+
+        with FaultProxy(emulator.url, seeded(7, {Fault.CUT_AFTER: 0.1})) as proxy:
+            os.environ["AWS_ENDPOINT_URL"] = proxy.url
+    """
+
+    def __init__(
+        self,
+        target: str = "",
+        schedule: Schedule | None = None,
+        *,
+        slow: float = 0.3,
+        visibility: int | None = None,
+    ) -> None:
+        self.target = target
+        self.schedule = schedule
+        self.done: Counter[tuple[Fault, str]] = Counter()  # faults, by operation
+        self.asked: Counter[tuple[str, str]] = Counter()  # requests, by service and operation
+        self.url = ""
+        self._slow = slow
+        self._visibility = visibility
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._runner: web.AppRunner | None = None
+        self._client: ClientSession | None = None
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+
+        self._client = ClientSession(
+            auto_decompress=False,
+            connector=TCPConnector(limit=0),
+            cookie_jar=DummyCookieJar(),
+            timeout=ClientTimeout(total=None),
+        )
+        application = web.Application(client_max_size=_LARGEST)
+        application.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://{host}:{port}"
+
+    async def _stop(self) -> None:
+        assert self._runner is not None
+        assert self._client is not None
+        await self._runner.cleanup()
+        await self._client.close()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        body = await request.read()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        service, operation = wire.asked_of(request.method, request.path, headers, body)
+        asked = Asked(service, operation, self.asked[service, operation])
+        self.asked[service, operation] += 1
+        fault = self.schedule(asked) if self.schedule is not None else None
+        if fault is not None:
+            self.done[fault, operation] += 1
+        if fault in _REFUSALS:
+            refused = wire.refusal(service, _REFUSALS[fault])
+            return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
+        if fault is Fault.CUT_BEFORE:
+            return _cut(request)
+        if operation == "ReceiveMessage" and self._visibility is not None:
+            body = json.dumps(json.loads(body) | {"VisibilityTimeout": self._visibility}).encode()
+        failed: list[str] = []
+        if fault is Fault.PARTIAL:
+            body, failed = wire.first_of_batch(operation, body)
+        if fault is Fault.TWICE:
+            await (await self._send(request, headers, body)).read()
+        answer = await self._send(request, headers, body)
+        told = await answer.read()
+        if fault is Fault.SLOW:
+            await asyncio.sleep(self._slow)
+        if fault is Fault.CUT_AFTER:
+            return _cut(request)
+        if failed and answer.status == 200:
+            told = wire.with_failed(operation, told, failed)
+        if fault is Fault.LATE and answer.status == 200:
+            told, receipts = wire.without_messages(told)
+            await self._put_back(request, headers, body, receipts)
+        return await self._answer(request, answer, told, is_cut=fault is Fault.CUT_MIDWAY)
+
+    async def _send(
+        self, request: web.Request, headers: Mapping[str, str], body: bytes
+    ) -> ClientResponse:
+        from yarl import URL
+
+        assert self._client is not None
+        passed = {
+            name: value
+            for name, value in headers.items()
+            if name not in _HOP or name == "content-encoding"
+        }
+        url = URL(self.target + request.raw_path, encoded=True)
+        return await self._client.request(
+            request.method, url, headers=passed, data=body, allow_redirects=False
+        )
+
+    async def _answer(
+        self, request: web.Request, answer: ClientResponse, told: bytes, *, is_cut: bool
+    ) -> web.StreamResponse:
+        from aiohttp import web
+
+        headers = {name: each for name, each in answer.headers.items() if name.lower() not in _HOP}
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        # What a HEAD tells of the length is the object's, and no body follows.
+        is_head = request.method == "HEAD"
+        length = answer.headers.get("Content-Length", "0") if is_head else str(len(told))
+        response.headers["Content-Length"] = length
+        await response.prepare(request)
+        if is_cut:
+            await response.write(told[: len(told) // 2])
+            return _cut(request)
+        if not is_head:
+            await response.write(told)
+        await response.write_eof()
+        return response
+
+    async def _put_back(
+        self, request: web.Request, headers: Mapping[str, str], body: bytes, receipts: list[str]
+    ) -> None:
+        """Have what was received come again in a second."""
+        target = {"x-amz-target": "AmazonSQS.ChangeMessageVisibility"}
+        for receipt in receipts:
+            told: dict[str, Any] = {
+                "QueueUrl": json.loads(body)["QueueUrl"],
+                "ReceiptHandle": receipt,
+                "VisibilityTimeout": 1,
+            }
+            await self._send(request, {**headers, **target}, json.dumps(told).encode())
+
+
+def _cut(request: web.Request) -> web.StreamResponse:
+    """End the connection as a network does: with no word."""
+    from aiohttp import web
+
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
