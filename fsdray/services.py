@@ -145,10 +145,6 @@ class MessageLimits:
     visibility: float = 30.0  # seconds until an unacknowledged delivery comes again
     inboxes: int | None = None  # that there are in all; None: any number
     more_inboxes: str = ""  # what to do for more of them
-    linger: float = 0.001
-    """Seconds that a reader who waits for several messages gives the next ones to gather, after the
-    first came. A receive and its part of an acknowledgement cost 0.5 µ$, which is what a rank of
-    1,769 MB costs in 16 ms: worth a moment, not more (prices: FACTS, section 3)."""
 
     def room(self, inboxes: int) -> int:
         """Bytes that the body of one message to so many inboxes may have."""

@@ -22,10 +22,6 @@ from fsdray.settings import Settings
 _CONCURRENCY = max(32, 4 * (os.cpu_count() or 1))  # calls, where the settings do not say
 
 
-LIMITS = MessageLimits(linger=0.0)
-"""Those of SNS and SQS; but here a receive costs nobody anything, and a moment is long."""
-
-
 class LocalBackend:
     """Worker processes, inboxes and shared memory of this machine."""
 
@@ -67,7 +63,7 @@ async def connect(
     settings: Settings,
     count: Count,
     *,
-    message_limits: MessageLimits = LIMITS,
+    message_limits: MessageLimits = MessageLimits(),
     object_limits: ObjectLimits = ObjectLimits(),
 ) -> LocalBackend:
     """Start the local backend, as the driver of a session.
