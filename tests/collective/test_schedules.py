@@ -30,7 +30,6 @@ def test_every_random_program_comes_to_what_it_means(start: int) -> None:
     assert failures(range(start, start + CHUNK)) == []
 
 
-@pytest.mark.thorough("its judge does not know yet of ranks whose parent died as the gang began")
 @given(draw=st.randoms(use_true_random=False))
 @settings(
     deadline=None, max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

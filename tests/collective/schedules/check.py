@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from fsdray import gang
 from fsdray.errors import (
     CollectiveError,
     CollectiveTimeout,
@@ -15,6 +16,7 @@ from fsdray.errors import (
     FunctionCrashed,
     MismatchedCollective,
     RankFailed,
+    ServiceError,
 )
 from fsdray.services import MessageLimits
 from fsdray.testing import Death, Faults, simulate
@@ -108,12 +110,18 @@ def _wrong_ends(schedule: Schedule, result: Simulation[None], found: list[Found]
     """Ranks that should have ended otherwise, and what was left behind."""
     fate, errors = schedule.fate, result.errors
     has_met = fate is not None and any(_is_met(fate, error) for error in errors.items())
+    # Whose parent died may start when all is over, or never.
+    orphans: set[int] = set()
+    if has_met and fate is not None and fate.what == "dies" and schedule.branching is not None:
+        orphans = {*gang.subtree(fate.rank, schedule.size, schedule.branching)} - {fate.rank}
     is_mended = fate is not None and fate.what == "dies" and schedule.branching and schedule.retries
     if fate is None or is_mended or (fate.what != "strays" and not has_met):
         for rank, error in errors.items():
             yield f"rank {rank} ended in {error!r}"
     else:
         for rank, error in errors.items():
+            if rank in orphans and isinstance(error, ServiceError):
+                continue  # it started when its gang had ended, and its inbox was given back
             yield from _wrong_error(fate, rank, error)
         if fate.what == "is absent" and not any(
             re.search(rf"\b{fate.rank}\b", str(error)) for error in errors.values()
@@ -121,9 +129,9 @@ def _wrong_ends(schedule: Schedule, result: Simulation[None], found: list[Found]
             yield f"nobody says that rank {fate.rank} is missing: {errors}"
     for rank, mine in enumerate(found):
         is_absent = fate is not None and fate.what == "is absent" and fate.rank == rank
-        # Whose parent died before it started it never was.
-        is_unborn = schedule.branching is not None and has_met and not mine.results
-        if rank not in errors and not mine.is_whole and not is_absent and not is_unborn:
+        if rank in orphans or is_absent:
+            continue
+        if rank not in errors and not mine.is_whole:
             yield f"rank {rank} neither finished nor failed"
     objects = [name for name in result.left if not name.startswith("inbox-")]
     # Orphans of a dead rank may write after the caller has cleaned up.
@@ -137,6 +145,9 @@ def _wrong_ends(schedule: Schedule, result: Simulation[None], found: list[Found]
 def _is_met(fate: programs.Fate, ended: tuple[int, BaseException]) -> bool:
     rank, error = ended
     match fate.what:
+        case "dies" if isinstance(error, RankFailed):
+            # It may have returned, and died while it waited for the ranks that it had started.
+            return list(error.ranks) == [fate.rank] and isinstance(error.cause, FunctionCrashed)
         case "dies":
             return rank == fate.rank and isinstance(error, FunctionCrashed)
         case "raises":
