@@ -193,6 +193,18 @@ class ObjectLimits:
         if not 0 < len(key.encode()) <= self.key:
             raise SettingsError(f"a key has 1 to {self.key} bytes, not {len(key.encode())}")
 
+    def check_put(self, key: str, if_absent: bool, if_match: str | None) -> None:
+        """Raise `SettingsError` for a put that no service takes."""
+        self.check_key(key)
+        if if_absent and if_match is not None:
+            raise SettingsError("if_absent and if_match exclude each other")
+
+    def check_get(self, key: str, span: tuple[int, int] | None) -> None:
+        """Raise `SettingsError` for a get that no service takes."""
+        self.check_key(key)
+        if span is not None and not 0 <= span[0] <= span[1]:
+            raise SettingsError(f"range={span}: start at 0 or later and do not end before it")
+
 
 @dataclass(frozen=True)
 class Message:

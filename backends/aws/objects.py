@@ -15,7 +15,7 @@ import tenacity
 
 from fsdray.backends.aws import border
 from fsdray.backends.aws.clients import Clients, sized
-from fsdray.errors import ServiceError, SettingsError
+from fsdray.errors import ServiceError
 from fsdray.services import LARGE_OBJECT, MIB, Blob, Buffer, ObjectLimits, Pace, part_size
 
 _AT_ONCE = 8  # parts of one process under way: what a function's network takes, and its memory
@@ -52,9 +52,7 @@ class AwsObjects:
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> str | None:
-        self.limits.check_key(key)
-        if if_absent and if_match is not None:
-            raise SettingsError("if_absent and if_match exclude each other")
+        self.limits.check_put(key, if_absent, if_match)
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
         views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
         size = sum(view.nbytes for view in views)
@@ -97,9 +95,7 @@ class AwsObjects:
         wait: float | None = None,
         pace: Pace = Pace(),
     ) -> Blob | None:
-        self.limits.check_key(key)
-        if range is not None and not 0 <= range[0] <= range[1]:
-            raise SettingsError(f"range={range}: start at 0 or later and do not end before it")
+        self.limits.check_get(key, range)
         clock = asyncio.get_running_loop().time
         deadline = clock() + (wait or 0.0)
         step = pace.first

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote
 
-from fsdray.errors import ServiceError, SettingsError
+from fsdray.errors import ServiceError
 from fsdray.services import MIB, Blob, Buffer, Count, ObjectLimits, Pace, gets, puts
 
 _SMALL = 64 * 1024  # below this a read is cheaper than a mapping
@@ -182,9 +182,7 @@ class LocalObjects:
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> str | None:
-        self.limits.check_key(key)
-        if if_absent and if_match is not None:
-            raise SettingsError("if_absent and if_match exclude each other")
+        self.limits.check_put(key, if_absent, if_match)
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
         size = sum(memoryview(part).nbytes for part in parts)
         self._count("put", puts(size))
@@ -209,9 +207,7 @@ class LocalObjects:
         wait: float | None = None,
         pace: Pace = Pace(),
     ) -> Blob | None:
-        self.limits.check_key(key)
-        if range is not None and not 0 <= range[0] <= range[1]:
-            raise SettingsError(f"range={range}: start at 0 or later and do not end before it")
+        self.limits.check_get(key, range)
         blob = self._files.read(key, range)
         if blob is None and wait is not None and wait > 0:
             blob = await self._wait(key, range, wait, pace)

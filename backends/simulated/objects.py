@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Sequence
 
 from fsdray.backends.simulated.world import Node, World
-from fsdray.errors import SettingsError
 from fsdray.services import Blob, Buffer, ObjectLimits, Pace, gets, puts
 
 
@@ -85,9 +84,7 @@ class SimulatedObjects:
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> str | None:
-        self.limits.check_key(key)
-        if if_absent and if_match is not None:
-            raise SettingsError("if_absent and if_match exclude each other")
+        self.limits.check_put(key, if_absent, if_match)
         world = self._world
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
         whole = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
@@ -118,9 +115,7 @@ class SimulatedObjects:
         wait: float | None = None,
         pace: Pace = Pace(),
     ) -> Blob | None:
-        self.limits.check_key(key)
-        if range is not None and not 0 <= range[0] <= range[1]:
-            raise SettingsError(f"range={range}: start at 0 or later and do not end before it")
+        self.limits.check_get(key, range)
         world = self._world
 
         async def once() -> Blob | None:
