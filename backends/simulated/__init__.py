@@ -9,10 +9,11 @@ from fsdray.backends.simulated.clock import VirtualLoop
 from fsdray.backends.simulated.faults import Death, Faults
 from fsdray.backends.simulated.functions import Environments, SimulatedFunctions
 from fsdray.backends.simulated.messages import Inboxes, SimulatedMessages
-from fsdray.backends.simulated.network import EXPRESS, Latency, Network
+from fsdray.backends.simulated.network import EXPRESS, Network
 from fsdray.backends.simulated.objects import SimulatedObjects, Store
 from fsdray.backends.simulated.trace import Trace
 from fsdray.backends.simulated.world import Node, World
+from fsdray.costs.latency import Latency
 
 __all__ = [
     "EXPRESS",

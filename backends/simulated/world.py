@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from fsdray.backends.simulated.clock import VirtualLoop
 from fsdray.backends.simulated.faults import Death, Faults
-from fsdray.backends.simulated.network import Latency, Network
+from fsdray.backends.simulated.network import Network
 from fsdray.backends.simulated.trace import Detail, Event, Trace
+from fsdray.costs.latency import Latency
 from fsdray.errors import PlatformError, ServiceError, SettingsError, Throttled
 from fsdray.services import Count
 

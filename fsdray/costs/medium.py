@@ -6,15 +6,14 @@ do something would come to on it. Which ways there are is said in `fsdray.collec
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fsdray.costs.latency import Latency
 from fsdray.costs.prices import Prices
 from fsdray.settings import Settings, check_preference
 
-_Z99 = 2.3263478740408408  # the standard normal's 99th percentile
 _SAME = 1e-9  # of a bill: a difference that is rounding
 
 _PRICED = (
@@ -32,21 +31,9 @@ _PRICED = (
 )
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """How long a request takes: its median and its 99th percentile, lognormal between them."""
-
-    median: float
-    p99: float
-
-    def slowest(self, of: float) -> float:
-        """About how long the slowest of so many takes: the (of / (of + 1))-quantile."""
-        if of <= 1 or self.p99 <= self.median:
-            return self.median
-        from statistics import NormalDist  # every function imports this module, and few need that
-
-        z = NormalDist().inv_cdf(of / (of + 1))
-        return self.median * math.exp(math.log(self.p99 / self.median) * z / _Z99)
+EXPRESS_PUT = Latency(0.0073, 0.0088)
+EXPRESS_GET = Latency(0.0048, 0.0059)
+"""S3 Express One Zone at 1 KB, for `EXPRESS_PUT` too: measured (Skyrise's raw data)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,9 @@ class Medium:
     deliver : from a publish to a reader that waits: FACTS' assumption for SNS→SQS long poll; p99
         in the proportion measured for SNS → push.
     direct : the same from a send, which goes to the queue without SNS: measured (FMI).
-    publish, receive : until such a call returns; assumed.
+    publish : until a publish or a send returns; assumed.
+    receive : of a receive that finds messages, and of an acknowledgement; assumed, half of what
+        was measured from an SQS send to its consumer.
     put, get : S3 Standard, 1 KB: measured (FMI's and Skyrise's raw data).
     bandwidth : bytes a second of a worker each way: measured, 71 to 83 MB/s.
     memory : MB of each rank: what its waiting costs, at the price of a GB-second. 0: nothing.
@@ -80,12 +69,12 @@ class Medium:
         ("miss", 0.4e-6),
         ("gb_seconds", 0.0000166667),
     )
-    deliver: Seconds = Seconds(0.060, 0.185)
-    direct: Seconds = Seconds(0.016, 0.105)
-    publish: Seconds = Seconds(0.020, 0.062)
-    receive: Seconds = Seconds(0.008, 0.053)
-    put: Seconds = Seconds(0.041, 0.125)
-    get: Seconds = Seconds(0.027, 0.103)
+    deliver: Latency = Latency(0.060, 0.185)
+    direct: Latency = Latency(0.016, 0.105)
+    publish: Latency = Latency(0.020, 0.062)
+    receive: Latency = Latency(0.008, 0.053)
+    put: Latency = Latency(0.041, 0.125)
+    get: Latency = Latency(0.027, 0.103)
     bandwidth: float = 77e6
     memory: int = 0
     prefer: str = "cheapest"
@@ -98,8 +87,8 @@ class Medium:
         """What a session's price table says, with the default latencies."""
         table = tuple((name, prices.of(name)) for name in _PRICED)
         medium = cls(prices=table, memory=memory, prefer=prefer)
-        if prices.storage == "express":  # measured at 1 KB (Skyrise's raw data)
-            medium = replace(medium, put=Seconds(0.0073, 0.0088), get=Seconds(0.0048, 0.0059))
+        if prices.storage == "express":
+            medium = replace(medium, put=EXPRESS_PUT, get=EXPRESS_GET)
         return medium
 
     def dollars(self, counts: Mapping[str, float]) -> float:
@@ -108,7 +97,7 @@ class Medium:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for `from_json`."""
-        times = {name: [t.median, t.p99] for name, t in vars(self).items() if type(t) is Seconds}
+        times = {name: [t.median, t.p99] for name, t in vars(self).items() if type(t) is Latency}
         rest = {"bandwidth": self.bandwidth, "memory": self.memory, "prefer": self.prefer}
         return {"prices": dict(self.prices), **times, **rest}
 
@@ -116,7 +105,7 @@ class Medium:
     def from_json(cls, values: Mapping[str, Any]) -> Medium:
         """What `as_json` wrote down."""
         made: dict[str, Any] = {
-            k: Seconds(*v) if isinstance(v, list) else v for k, v in values.items()
+            k: Latency(*v) if isinstance(v, list) else v for k, v in values.items()
         }
         made["prices"] = tuple(values["prices"].items())
         return cls(**made)

@@ -19,7 +19,6 @@ from fsdray import failure, gang
 from fsdray.backends.simulated import (
     Faults,
     Inboxes,
-    Latency,
     Network,
     SimulatedFunctions,
     SimulatedMessages,
@@ -35,7 +34,7 @@ from fsdray.collective import channels
 from fsdray.collective.channels import Rendezvous
 from fsdray.collective.communicator import AsyncCommunicator
 from fsdray.collective.mailbox import Mailbox
-from fsdray.costs.medium import Medium, Seconds
+from fsdray.costs.medium import Medium
 from fsdray.costs.meter import Meter
 from fsdray.costs.prices import Prices, load_prices
 from fsdray.costs.receipt import Receipt
@@ -541,10 +540,7 @@ class _Rank(Worker):
 def _medium(prices: Prices, network: Network, memory: int, prefer: str) -> Medium:
     """What the ranks know of the network that is simulated."""
     names = ("deliver", "direct", "publish", "receive", "put", "get")
-    times: dict[str, Any] = {}
-    for name in names:
-        latency: Latency = getattr(network, name)
-        times[name] = Seconds(latency.median, latency.p99)
+    times: dict[str, Any] = {name: getattr(network, name) for name in names}
     bandwidth = sum(network.bandwidth) / 2
     return replace(Medium.of(prices, memory, prefer), bandwidth=bandwidth, **times)
 

@@ -22,7 +22,7 @@ from fsdray.collective.algorithms import Exchange, Setting
 from fsdray.collective.algorithms.ways import PIECES
 from fsdray.collective.combined import layout
 from fsdray.collective.frames import Operation, overhead
-from fsdray.costs.medium import USUAL, Medium, Seconds
+from fsdray.costs.medium import USUAL, Medium
 from fsdray.costs.prices import load_prices
 from fsdray.services import ADDRESS, ENVELOPE, KIB, MIB, MessageLimits
 from fsdray.testing import Latency, Network, simulate
@@ -81,9 +81,9 @@ SQUARE = (
 def medium(memory: int = 0, **changes: Any) -> Medium:
     """What `EVEN` is."""
     times = {
-        name: Seconds(value.median, value.median)
+        name: Latency(value.median, value.median)
         for name, value in vars(USUAL).items()
-        if isinstance(value, Seconds)
+        if isinstance(value, Latency)
     }
     return dataclasses.replace(USUAL, bandwidth=_BOUNDLESS, memory=memory, **times, **changes)
 
@@ -208,7 +208,7 @@ def billed_frames(payload: int, destinations: int, limits: MessageLimits) -> lis
         fanout=st.integers(1, 50),
     ),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_what_is_published_agrees_with_cutting_and_batching_one_by_one(
     parcels: list[tuple[set[int], int]], limits: MessageLimits
 ) -> None:
@@ -327,7 +327,7 @@ def test_the_local_meter_counts_what_the_formulas_say_of_senders(channel: str) -
 
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(0, 200_000)), min_size=1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_frames_of_an_object_do_not_overlap_and_their_payloads_are_aligned(
     sizes: list[tuple[int, int]],
 ) -> None:

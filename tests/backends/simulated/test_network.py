@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdray.backends.simulated import Latency
-from fsdray.backends.simulated.network import lognormal
 from fsdray.backends.simulated.world import Line
+from fsdray.costs.latency import lognormal
 from tests.backends.simulated import Simulated, virtually
 
 
