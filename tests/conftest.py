@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import fsdray as fsd
 from fsdray.backends.local.directory import SHARED_MEMORY
 from fsdray.testing.emulator import Emulator
 from tests import on_aws
+
+settings.register_profile("fsdray", deadline=None)  # no test is about how busy a machine is
+settings.load_profile("fsdray")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -239,7 +239,7 @@ def test_many_calls_end_right() -> None:
         assert [future.result() for future in pending] == list(range(1, count + 1))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     left=st.lists(st.integers(), max_size=30),
     right=st.lists(st.integers(), max_size=30),

@@ -370,7 +370,7 @@ def holding(refs: list[Any]) -> list[Any]:
     return refs
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(STEPS)
 def test_in_any_program_what_is_kept_is_what_has_refs_or_had_one_that_left(
     steps: list[tuple[str, int]],

@@ -100,7 +100,7 @@ def test_a_job_that_is_cancelled_at_once_or_before_it_begins_ends_all_the_same()
     places=st.integers(1, 4),
     cancelled=st.lists(st.booleans(), min_size=1, max_size=12),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_turnstile_lets_each_begin_in_turn_and_no_more_than_it_has_places(
     places: int, cancelled: list[bool]
 ) -> None:

@@ -89,7 +89,6 @@ def test_whose_a_file_is_follows_from_where_it_lies(path: str, own: bool) -> Non
 # What code imports
 
 
-@settings(deadline=None)
 @given(DOTTED, st.integers(0, 4), st.one_of(st.just(""), DOTTED))
 def test_relative_names_are_those_of_the_importer_itself(
     name: str, level: int, package: str
@@ -109,7 +108,6 @@ def importlib_absolute(name: str, level: int, package: str) -> str:
     return importlib.util.resolve_name("." * level + name, package)
 
 
-@settings(deadline=None)
 @given(DOTTED, DOTTED, DOTTED, NAMES)
 def test_imports_are_found_wherever_they_stand(a: str, b: str, c: str, d: str) -> None:
     code = compile(
@@ -131,7 +129,7 @@ def test_relative_imports_are_resolved_in_their_package() -> None:
     assert found == {"top.mid", "top.mid.a", "top.mid.b", "top.mid.b.c", "top", "top.d", "top.e.f"}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"), max_size=3)))
 def test_the_closure_is_what_an_interpreter_really_imports(links: dict[str, set[str]]) -> None:
     import tempfile

@@ -47,7 +47,7 @@ def trees(depth: int) -> st.SearchStrategy[Tree]:
     return st.builds(Tree, values, ways, below)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(trees(6).filter(lambda tree: tree.size() <= 60))
 @example(chain("gang", 4, 4))
 def test_any_tree_of_tasks_comes_to_its_sum(tree: Tree) -> None:

@@ -110,13 +110,13 @@ def test_not_a_number_stays_one() -> None:
     assert math.isnan(through(float("nan")))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(arrays())
 def test_arrays_of_any_dtype_and_layout_come_out_as_they_went_in(array: Array) -> None:
     assert_same(through(array), array)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(arrays(), max_size=3), scalars)
 def test_arrays_within_values_come_out_as_they_went_in(inner: list[Array], value: Any) -> None:
     got_arrays, got_value = through({"arrays": inner, "value": value}).values()
@@ -176,7 +176,6 @@ def test_an_array_of_objects_comes_out_as_it_went_in() -> None:
     assert through(array).tolist() == array.tolist()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.text(max_size=100))
 def test_every_array_starts_at_a_multiple_of_64_bytes(lengths: list[int], text: str) -> None:
     sent = [np.ones(n, np.uint8) for n in lengths]

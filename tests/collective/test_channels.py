@@ -58,7 +58,7 @@ def key(number: int = 0, source: int = 0) -> Key:
         MessageLimits, batch=st.integers(1000, 2500), batch_messages=st.integers(1, 10)
     ),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_batches_hold_every_message_once_within_the_limits_and_first_fit(
     sizes: list[int], limits: MessageLimits
 ) -> None:
@@ -350,7 +350,7 @@ def test_a_damaged_object_is_an_error_that_names_it() -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 30_000), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_payloads_of_a_combined_object_are_aligned(sizes: list[int]) -> None:
     parts = [bytes([i]) * size for i, size in enumerate(sizes)]
     each = outgoing(*(([i], part) for i, part in enumerate(parts)))

@@ -17,7 +17,7 @@ from tests.collective import noise
     size=st.sampled_from([0, 1, 1000, LARGE - 1, LARGE, LARGE + 1, LARGE + 13, 3 * LARGE + 7]),
     cuts=st.lists(st.floats(0, 1), max_size=6),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_it_does_not_depend_on_how_a_payload_is_cut(size: int, cuts: list[float]) -> None:
     payload = bytes(noise(size))
     places = [0, *sorted(int(cut * size) for cut in cuts), size]

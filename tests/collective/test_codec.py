@@ -13,7 +13,7 @@ from tests.collective import noise
 
 
 @given(st.lists(st.binary(max_size=2000), min_size=1, max_size=4), st.integers(1, 200))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_what_is_packed_is_unpacked_to_the_same_bytes(parts: list[bytes], repeat: int) -> None:
     payload = [part * repeat for part in parts]
     kind, packed = codec.encode(payload)

@@ -488,7 +488,7 @@ def topologies(draw: st.DrawFn) -> list[dict[int, list[int]]]:
 
 
 @given(topologies(), st.sampled_from(CHANNELS))
-@settings(deadline=None, max_examples=25, print_blob=True)
+@settings(max_examples=25, print_blob=True)
 def test_neighbors_exchange_by_any_topology(
     steps: list[dict[int, list[int]]], channel: str
 ) -> None:

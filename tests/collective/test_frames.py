@@ -38,7 +38,7 @@ FRAMES = st.builds(
 
 
 @given(FRAMES)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_frame_comes_out_as_it_went_in(frame: Frame) -> None:
     data = pack(frame)
     assert len(data) == overhead(len(frame.destinations)) + len(frame.payload)
@@ -47,7 +47,7 @@ def test_a_frame_comes_out_as_it_went_in(frame: Frame) -> None:
 
 
 @given(FRAMES, st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_any_flipped_bit_is_refused(frame: Frame, data: st.DataObject) -> None:
     packed = bytearray(pack(frame))
     bit = data.draw(st.integers(0, 8 * len(packed) - 1))
@@ -68,7 +68,7 @@ def test_every_flipped_bit_of_one_frame_is_refused() -> None:
 
 
 @given(FRAMES, st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_frame_cut_short_or_with_more_behind_it_is_refused(
     frame: Frame, data: st.DataObject
 ) -> None:
@@ -80,14 +80,14 @@ def test_a_frame_cut_short_or_with_more_behind_it_is_refused(
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_other_bytes_are_no_frame(data: bytes) -> None:
     with pytest.raises(Corrupted):
         unpack(data)
 
 
 @given(FRAMES, st.lists(st.binary(max_size=50), max_size=5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_payload_in_several_buffers_makes_the_same_frame(
     frame: Frame, buffers: list[bytes]
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_payload_in_several_buffers_makes_the_same_frame(
 
 
 @given(FRAMES)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_operation_can_be_read_from_a_frames_start(frame: Frame) -> None:
     packed = pack(frame)
     assert operation_in(packed) == frame.operation
@@ -106,7 +106,7 @@ def test_the_operation_can_be_read_from_a_frames_start(frame: Frame) -> None:
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=4), st.integers(1, 40))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_a_split_payload_has_all_its_bytes_in_full_pieces(payload: list[bytes], limit: int) -> None:
     pieces = split(payload, limit)
     assert b"".join(pieces) == b"".join(payload)

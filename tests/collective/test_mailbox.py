@@ -198,9 +198,7 @@ class MailboxMachine(RuleBasedStateMachine):
 
 
 TestMailboxMachine = MailboxMachine.TestCase
-TestMailboxMachine.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=40, print_blob=True
-)
+TestMailboxMachine.settings = settings(max_examples=60, stateful_step_count=40, print_blob=True)
 
 
 def test_parts_in_any_order_make_one_message_that_can_be_written() -> None:

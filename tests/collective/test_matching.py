@@ -23,7 +23,7 @@ WITHDRAW = st.tuples(st.just("withdraw"), st.integers(0, 10), st.just(None))
 
 
 @given(st.lists(st.one_of(SEND, POST, WITHDRAW), max_size=40))
-@settings(deadline=None, max_examples=200, print_blob=True)
+@settings(max_examples=200, print_blob=True)
 def test_the_first_receive_gets_the_first_message_that_it_wants(
     steps: list[tuple[str, int | None, int | None]],
 ) -> None:

@@ -163,7 +163,7 @@ def meaning(size: int, steps: list[Step]) -> list[list[Any]]:
     seed=st.integers(0, 2**32),
     is_faulty=st.booleans(),
 )
-@settings(deadline=None, max_examples=80, print_blob=True)
+@settings(max_examples=80, print_blob=True)
 def test_communicators_and_operations_in_flight_at_once_do_not_mix(
     program: tuple[int, list[Step]], channel: str, seed: int, is_faulty: bool
 ) -> None:

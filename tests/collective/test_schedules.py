@@ -31,9 +31,7 @@ def test_every_random_program_comes_to_what_it_means(start: int) -> None:
 
 
 @given(draw=st.randoms(use_true_random=False))
-@settings(
-    deadline=None, max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 def test_and_hypothesis_finds_no_other(draw: random.Random) -> None:
     schedule = programs.schedule(draw, CHANNELS)
     note(repr(schedule))

@@ -126,7 +126,7 @@ def test_layers_may_differ_in_width() -> None:
     assert_layers(answer, oracle(model, samples))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 10**6),
     neurons=st.integers(5, 40),

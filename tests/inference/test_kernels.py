@@ -54,7 +54,7 @@ def call(route: Any, w: Any, y: NDArray[Any], bias: Any = 0.0, **options: Any) -
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     degrees=st.lists(st.integers(0, 70), max_size=12),
@@ -193,7 +193,6 @@ def test_arrays_that_do_not_fit_are_refused(route: Any) -> None:
         call("fortran", w, y)
 
 
-@settings(deadline=None)
 @given(rows=st.integers(0, 5), flags=st.lists(st.booleans(), max_size=40))
 def test_expand_undoes_compact(rows: int, flags: list[bool]) -> None:
     live = np.array(flags, np.bool_)

@@ -88,7 +88,7 @@ def test_statistics_of_a_net_counted_by_hand() -> None:
     assert statistics(model, found) == PartitionStatistics(rows_sent=3, messages=2, imbalance=1.0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     widths=st.lists(st.integers(1, 14), min_size=2, max_size=5),
     density=st.sampled_from([0.0, 0.1, 0.3, 1.0]),

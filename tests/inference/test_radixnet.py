@@ -29,7 +29,7 @@ def signatures(model: Model, first: int, depth: int) -> list[bytes]:
     return [row.tobytes() for row in np.concatenate(block).T]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 2**32))
 def test_layers_are_the_base_layers_with_one_permutation_of_inputs_a_block(
     depth: int, layers: int, seed: int

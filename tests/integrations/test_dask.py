@@ -58,7 +58,7 @@ def test_a_graph_of_task_objects_runs() -> None:
     assert get(dsk, ["sum", "z"]) == (12, 11)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     parents=st.lists(st.lists(st.integers(0, 100), max_size=4), min_size=1, max_size=15),
     asked=st.lists(st.integers(0, 100), min_size=1, max_size=4),

@@ -47,7 +47,7 @@ def backend_of_a_loop_inside() -> tuple[str, int, bool]:
     return type(loop._backend).__name__, loop._effective_n_jobs(), set(pids) == {os.getpid()}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(items=st.lists(st.integers(), max_size=50), n_jobs=st.sampled_from([-1, 1, 2, 4]))
 def test_a_loop_gives_the_values_in_order(items: list[int], n_jobs: int) -> None:
     with joblib.parallel_config(backend="fsdray", n_jobs=n_jobs):

@@ -86,7 +86,7 @@ def test_callbacks_have_run_when_get_returns() -> None:
         assert isinstance(told[-1], KeyError)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     items=st.lists(st.integers(), max_size=40),
     chunksize=st.none() | st.integers(1, 50),

@@ -164,7 +164,7 @@ SESSION = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sessions=st.lists(SESSION, min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdray import loop
@@ -293,7 +293,6 @@ messages = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(messages, st.lists(st.integers(1, 300), min_size=1, max_size=40), st.booleans())
 def test_frames_may_come_in_any_pieces(
     values: list[Any], pieces: list[int], is_whole: bool

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdray import loop
@@ -190,7 +190,6 @@ def test_a_batch_that_mixes_targets_is_one_publish(inbox: Inbox) -> None:
 
 
 @given(st.lists(st.integers(0, 25 * KIB), min_size=1, max_size=10))
-@settings(deadline=None)
 def test_what_is_published_at_once_is_received_at_once_for_the_same_units(sizes: list[int]) -> None:
     inbox = Inbox(MessageLimits())
     inbox.publish(*(bytes(size) for size in sizes))

@@ -57,7 +57,7 @@ class Ends:
 
 
 @given(payloads=st.lists(st.binary(max_size=300), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_calls_come_in_their_order_and_so_do_replies(payloads: list[bytes]) -> None:
     ends = Ends()
     ends.send(*((number, payload, 1.5) for number, payload in enumerate(payloads)))
