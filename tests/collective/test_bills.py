@@ -58,10 +58,10 @@ def is_bounded(operation: Operation, here: Setting, length: int) -> bool:
     """
     if operation not in SQUARE or here.channel == "object":
         return False
-    if operation in (Operation.ALLTOALL, Operation.REDUCE_SCATTER):
-        if algorithms.choose(operation, here) == "grid":
-            return length > SMALL
-    return here.channel == "queue" and length > 256 * KIB
+    goes_by_grid = operation in (Operation.ALLTOALL, Operation.REDUCE_SCATTER) and (
+        algorithms.choose(operation, here) == "grid"
+    )
+    return length > SMALL if goes_by_grid else here.channel == "queue" and length > 256 * KIB
 
 
 def check_bounds(run: Simulation[Any], meant: Bill, size: int) -> None:
