@@ -188,13 +188,43 @@ def up_and_scattered(here: Setting, payload: int) -> Bill:
 def in_pieces(here: Setting, payload: int, *, is_told: bool) -> Bill:
     """A large array's allreduce: each rank reduces a piece of all, and gives it to all.
 
-    Where not everybody hears from everybody else (`is_told`), root says that all have cut theirs.
+    Where not everybody hears from everybody else (`is_told`), root says that all have cut theirs,
+    and its own piece comes before those of the others, which wait for this.
     """
-    piece = payload // here.size + pieces.HEAD
-    bill = each_for_each(here, piece)
-    if is_told:
-        bill = bill + one_for_all(here, WORD)
-    return bill + same_for_all(here, piece)
+    k = here.size - 1
+    cut, same = payload // here.size + pieces.HEAD, payload // here.size + pieces.PLAIN
+    first = each_for_each(here, cut)
+    each = k * len(here.sent(_each(here, cut), k).frames(0))
+    each += k * len(here.sent(_same(here, same), k).frames(0))
+    if not is_told:
+        return acknowledged(here, first + same_for_all(here, same), [(here.size, each)])
+    word = one_for_all(here, WORD, first.seconds)
+    reduced = _same(here, same)
+    last = here.exchange(
+        [(1, reduced), (k, reduced)],
+        [(1, [(k, 1, 0)]), (k, [(1, 0, 0)]), (k, [(k - 1, 1, 0)])],
+        fellows=k,
+    )
+    bill = acknowledged(here, first + word + last, [(1, each), (k, each + 1)])
+    if here.channel == "object":
+        bill = replace(bill, counts={**bill.counts, "miss": _missed(here, first.seconds, cut)})
+    return bill
+
+
+def _missed(here: Setting, heard: float, cut: int) -> float:
+    """Looks in vain at objects of pieces, where root has heard from all after so many seconds.
+
+    The others look for its word alone, once theirs is written, and at their pieces when they have
+    it.
+    """
+    k, pace, put, get = here.size - 1, Pace(), here.medium.put.median, here.medium.get.median
+    at_once, many = pace.misses(put), min(k, forms.WINDOW)
+    told = heard + put
+    reads = here.sent(_each(here, cut), k).reads[-1]
+    begin = put + pace.look(heard) + get + reads * get
+    root = many * at_once + many * pace.misses(begin + put - told)
+    other = pace.misses(heard) + pace.misses(told + put - begin) + (many - 1) * at_once
+    return root + k * other
 
 
 def acknowledged(here: Setting, bill: Bill, receivers: Sequence[tuple[int, int]]) -> Bill:
