@@ -88,7 +88,11 @@ class _DriverBackend(AwsBackend):
         show: Show,
     ) -> _DriverBackend:
         objects = _objects(clients, stack, session, storage)
-        messages = AwsMessages.of_stack(clients, stack, session)
+
+        async def quiet() -> None:
+            await functions.cancelled_have_ended(_ENDING)
+
+        messages = AwsMessages.of_stack(clients, stack, session, quiet=quiet)
         functions = AwsFunctions(
             clients, stack.functions, session, objects, limits, show, messages.settle_own, storage
         )
