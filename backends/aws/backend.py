@@ -17,7 +17,7 @@ from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import AwsFunctions, Show
 from fsdray.backends.aws.messages import AwsMessages
 from fsdray.backends.aws.objects import AwsObjects
-from fsdray.backends.aws.stack import Stack, read_stack
+from fsdray.backends.aws.stack import Stack, deploying, read_stack
 from fsdray.errors import EnvironmentMismatch, SettingsError
 from fsdray.services import Count, FunctionLimits
 from fsdray.settings import Settings
@@ -162,7 +162,7 @@ def check(stack: Stack) -> None:
         if there != here:
             raise EnvironmentMismatch(
                 f"the stack {stack.name!r} was deployed with {what} {there}, and this is {here}: "
-                "run `fsdray deploy` to update it, or deploy one beside it with another name and "
+                f"run {deploying(stack.name)} to update it, or deploy one beside it with another name and "
                 "choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
             )
 
