@@ -17,7 +17,7 @@ from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import CANCELS, AwsFunctions, Show
 from fsdray.backends.aws.messages import AwsMessages
 from fsdray.backends.aws.objects import AwsObjects
-from fsdray.backends.aws.stack import Stack, read_stack
+from fsdray.backends.aws.stack import Stack, deploying, read_stack
 from fsdray.errors import EnvironmentMismatch, SettingsError
 from fsdray.services import Count, FunctionLimits
 from fsdray.settings import Settings
@@ -88,7 +88,11 @@ class _DriverBackend(AwsBackend):
         show: Show,
     ) -> _DriverBackend:
         objects = _objects(clients, stack, session, storage)
-        messages = AwsMessages.of_stack(clients, stack, session)
+
+        async def quiet() -> None:
+            await functions.cancelled_have_ended(_ENDING)
+
+        messages = AwsMessages.of_stack(clients, stack, session, quiet=quiet)
         functions = AwsFunctions(
             clients, stack.functions, session, objects, limits, show, messages.settle_own, storage
         )
@@ -157,7 +161,7 @@ def check(stack: Stack) -> None:
         if there != here:
             raise EnvironmentMismatch(
                 f"the stack {stack.name!r} was deployed with {what} {there}, and this is {here}: "
-                "run `fsdray deploy` to update it, or deploy one beside it with another name and "
+                f"run {deploying(stack.name)} to update it, or deploy one beside it with another name and "
                 "choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
             )
 

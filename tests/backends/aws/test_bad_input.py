@@ -69,7 +69,7 @@ class TestInit:
 
     def test_without_a_stack(self) -> None:
         said = refused(stack="elsewhere")
-        assert "no stack 'elsewhere' in us-east-1: run `fsdray deploy`" in said
+        assert "no stack 'elsewhere' in us-east-1: run `fsdray deploy --stack elsewhere`" in said
 
     def test_with_nobody_at_the_endpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

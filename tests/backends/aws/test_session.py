@@ -199,7 +199,7 @@ def connect(**settings: Any) -> None:
 
 
 def test_a_stack_that_is_not_there_says_how_to_make_it(aws: Aws) -> None:
-    with pytest.raises(SettingsError, match="no stack 'nobody' in us-east-1: run `fsdray deploy`"):
+    with pytest.raises(SettingsError, match="'nobody' in us-east-1: run `fsdray deploy --stack n"):
         connect(stack="nobody")
 
 
