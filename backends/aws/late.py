@@ -19,8 +19,13 @@ from importlib.abc import Loader, MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 
+from fsdray.backends.aws.compiled import Compiled
+
 INDEX = "fsdray-late.json"
 """Beside the code: names of packages, and the keys of their zips in the bucket."""
+
+
+_COMPILER = "llvmlite"
 
 
 class Late(MetaPathFinder, Loader):
@@ -29,10 +34,14 @@ class Late(MetaPathFinder, Loader):
     Parameters
     ----------
     index : top-level names, and keys. bucket, region : where those are.
+    compiled : fetched with numba's compiler.
     """
 
-    def __init__(self, index: Mapping[str, str], bucket: str, region: str) -> None:
+    def __init__(
+        self, index: Mapping[str, str], bucket: str, region: str, compiled: Compiled
+    ) -> None:
         self._index = index
+        self._compiled = compiled
         self._bucket = bucket
         self._region = region
         self._folder = Path(tempfile.gettempdir(), "fsdray-late")
@@ -53,6 +62,8 @@ class Late(MetaPathFinder, Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         """Fetch a package, and make its spec what it is where it is now: importing goes on so."""
         self._fetch(spec.name)
+        if spec.name == _COMPILER:
+            self._compiled.fetch()
         found = importlib.machinery.PathFinder.find_spec(spec.name, [str(self._folder)])
         if found is None or found.loader is None:
             raise ImportError(f"{self._index[spec.name]} holds no {spec.name}", name=spec.name)
@@ -89,12 +100,18 @@ class Late(MetaPathFinder, Loader):
             sys.path.append(str(self._folder))
 
 
-def install(bucket: str, region: str) -> None:
-    """Have packages of the bucket found, if this function's code says that there are some."""
+def install(bucket: str, region: str) -> Compiled | None:
+    """Have packages of the bucket found, if this function's code says that there are some.
+
+    Then it gives the kernels that come with the compiler, to be kept after each call.
+    """
     path = Path(os.environ.get("LAMBDA_TASK_ROOT", "."), INDEX)
     try:
         index = json.loads(path.read_text())
     except FileNotFoundError:
-        return  # a package of another make has all in it
-    if index:
-        sys.meta_path.append(Late(index, bucket, region))
+        return None  # a package of another make has all in it
+    if not index:
+        return None
+    compiled = Compiled(bucket, region)
+    sys.meta_path.append(Late(index, bucket, region, compiled))
+    return compiled

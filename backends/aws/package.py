@@ -310,7 +310,8 @@ def _too_many(sizes: Mapping[str, int]) -> list[str]:
         shown = ", ".join(f"{top} ({sizes[top] / MIB:.0f} MB)" for top in largest)
         raise SettingsError(
             f"the functions' code holds {left / MIB:.0f} MB, of the {LIMIT // MIB} MB that Lambda "
-            f"takes: {shown}. Require less"
+            f"takes: {shown}. Require less, or put all into a container image, which may have "
+            "10 GB, and deploy that: `fsdray deploy --image URI` (docs/aws.md says how to build one)"
         )
     return late
 

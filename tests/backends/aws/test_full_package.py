@@ -37,7 +37,7 @@ def test_functions_import_from_their_package_and_the_bucket_alone(stack: None) -
         names = (
             "fsdray",
             "numpy",
-            "scipy",
+            "scipy.sparse",
             "numba",
             "llvmlite",
             "boto3",
@@ -53,6 +53,26 @@ def test_functions_import_from_their_package_and_the_bucket_alone(stack: None) -
     late = files.pop("llvmlite")
     assert late.startswith(f"{temporary}/fsdray-late/llvmlite/")
     assert all(file.startswith(f"{root}/") for file in files.values()), files
+
+
+def test_kernels_are_compiled_once_for_all_environments(stack: None) -> None:
+    @fsd.remote
+    def load(rank: int) -> tuple[int, int, int]:
+        import os
+
+        from fsdray.inference import kernels
+
+        kernels.warm()
+        counted = kernels._compiled().stats
+        return os.getpid(), sum(counted.cache_hits.values()), sum(counted.cache_misses.values())
+
+    with fsd.init("aws"):
+        first = fsd.get(load.remote(0))
+        gang = load.options(world_size=3, channel="object").remote(fsd.per_rank([0, 1, 2]))
+        others = [each for each in fsd.get(gang) if each[0] != first[0]]
+    assert first[1:] == (0, 1)
+    assert [each[1:] for each in others] == [(1, 0)] * len(others)
+    assert len(others) >= 2
 
 
 @pytest.mark.parametrize("channel", ["queue", "object"])
