@@ -13,7 +13,6 @@ import platform
 import sys
 import tempfile
 import zipfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,8 @@ class Compiled:
 
 def _kind() -> str:
     """A name for what runs the same machine code of the same source."""
+    from importlib import metadata  # brings all of email, and is needed once
+
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     facts = {line for line in lines if line.startswith(_FACTS)}
     source = Path(os.environ["LAMBDA_TASK_ROOT"], _SOURCE).read_bytes()

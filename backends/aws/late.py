@@ -12,7 +12,6 @@ import io
 import json
 import os
 import sys
-import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -78,6 +77,9 @@ class Late(MetaPathFinder, Loader):
     def _fetch(self, name: str) -> None:
         if (self._folder / name).exists():
             return
+        # Of these a function that fetches nothing needs none.
+        import tarfile
+
         import boto3
         import zstandard
 

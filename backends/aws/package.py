@@ -311,7 +311,7 @@ def _too_many(sizes: Mapping[str, int]) -> list[str]:
         raise SettingsError(
             f"the functions' code holds {left / MIB:.0f} MB, of the {LIMIT // MIB} MB that Lambda "
             f"takes: {shown}. Require less, or put all into a container image, which may have "
-            "10 GB, and deploy that: `fsdray deploy --image URI` (docs/aws.md says how to build one)"
+            "10 GB, and deploy that: `fsdray deploy --image URI` (docs/aws.md says how)"
         )
     return late
 

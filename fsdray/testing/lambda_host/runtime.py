@@ -39,5 +39,5 @@ def lay_out(place: Path) -> Path:
                 waiting.append(named[0])
         tops = {file.parts[0] for file in found.files or () if file.parts[0] != ".."}
         for top in sorted(tops - {"__pycache__"}):
-            (place / top).symlink_to(found.locate_file(top))
+            (place / top).symlink_to(str(found.locate_file(top)))
     return place
