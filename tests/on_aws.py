@@ -8,12 +8,9 @@ terminal, that one does.
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
@@ -50,7 +47,6 @@ FILES = (
 USUAL = ("collective/test_docs.py", "semantics", "test_async_tasks.py", "test_tasks.py")
 """Those of them that run without ``--thorough``: the rest takes minutes more."""
 SLOTS = 200
-_SECONDS = 20.0  # that what was told to stop may take
 
 _is_chosen = False
 
@@ -109,30 +105,6 @@ def amount(usual: int, on_aws: int) -> int:
 
 def check_nothing_left() -> None:
     """Fail if sessions left anything on the platform."""
-    import boto3
+    from tests import leftovers  # only here: it imports AWS's clients, which takes a second
 
-    from fsdray.backends.aws.stack import read_stack
-    from fsdray.settings import resolve
-
-    stack = read_stack(resolve({}))
-    s3 = boto3.client("s3")
-
-    def objects() -> list[str]:
-        listed = s3.list_objects_v2(Bucket=stack.bucket, Prefix="runs/").get("Contents", [])
-        return [each["Key"] for each in listed]
-
-    def holds() -> dict[str, Any]:
-        try:
-            pool = s3.get_object(Bucket=stack.bucket, Key="pool.json")["Body"].read()
-        except s3.exceptions.NoSuchKey:
-            return {}
-        found = json.loads(pool)["holds"]
-        assert isinstance(found, dict)
-        return found
-
-    assert not holds(), "slots are still leased"
-    deadline = time.monotonic() + _SECONDS
-    while objects() and time.monotonic() < deadline:  # a call that was cancelled may write one yet
-        time.sleep(0.2)
-    left = objects()
-    assert not left, f"{len(left)} objects were left over, such as {left[:3]}"
+    leftovers.check(leftovers.stack_of_environment())

@@ -511,7 +511,7 @@ def test_on_a_terminal_a_bar_shows_and_ctrl_c_clears_it() -> None:
         assert b"partition" in said, said
         process.send_signal(signal.SIGINT)
         said += _read_terminal(parent)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=30) == 130, said
     finally:
         process.kill()
         process.wait()

@@ -160,7 +160,7 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
 
     # The orphans of a dead rank are stopped a moment later.
     ranks = {int(path.read_text()) for path in tmp_path.iterdir()}
-    deadline = time.time() + 20
+    deadline = time.time() + on_aws.amount(20, 120)
     while any(map(_is_running, ranks)) and time.time() < deadline:
         threading.Event().wait(0.1)
     assert not [pid for pid in ranks if _is_running(pid)], "a rank still computes"

@@ -355,7 +355,7 @@ def test_a_process_that_dies_midway_is_an_error_after_the_items_before() -> None
 
 
 def test_the_time_limit_is_that_of_the_whole_generator(tmp_path: Path) -> None:
-    generator = gated.options(timeout=1).remote(f"never-{tmp_path.name}", 2)
+    generator = gated.options(timeout=on_aws.amount(1, 8)).remote(f"never-{tmp_path.name}", 2)
     *good, last = list(generator)
     assert fsd.get(good) == [0, 1]
     with pytest.raises(FunctionTimeout):

@@ -138,7 +138,7 @@ def test_workers_hash_texts_alike() -> None:
     assert first == second
 
 
-@pytest.mark.local_only("functions of AWS hash by a seed of their own")
+@pytest.mark.local_only("functions of AWS hash by seed 0, which was deployed")
 def test_the_caller_hashes_as_workers_do_where_its_seed_is_set(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
