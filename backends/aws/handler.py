@@ -36,7 +36,7 @@ class _Environment:
 
     def __init__(self) -> None:
         self._stack = Stack.of_environment()
-        late.install(self._stack.bucket, self._stack.region)
+        self.compiled = late.install(self._stack.bucket, self._stack.region)
         read_secrets(self._stack.region)
         self._clients = Clients(count, region=self._stack.region)
         self._backend: AwsBackend | None = None  # of the session that called last
@@ -93,6 +93,8 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
         is_over.set()
         if functions.is_telling:
             loop.run(functions.told())
+        if here.compiled is not None:
+            here.compiled.keep()
     finally:
         watching.cancel()
         printed = here.printed.end()
