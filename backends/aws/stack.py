@@ -104,8 +104,8 @@ def read_stack(settings: Settings) -> Stack:
             if border.code_of(error) != "ValidationError":
                 raise
             raise SettingsError(
-                f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, or "
-                "name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, FSDRAY_REGION"
+                f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, "
+                "or choose another by fsdray.init(stack=..., region=...) or FSDRAY_STACK"
             ) from error
     outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
     if OUTPUT not in outputs:
