@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
+import subprocess
+import sys
 import urllib.parse
 from collections import Counter
 from contextlib import closing
 
 import pytest
 
-from fsdray.testing.proxy import Asked, Fault, FaultProxy, rarely, seeded, wire
+from fsdray.testing.proxy import Asked, Fault, FaultProxy, killing, rarely, seeded, wire
 
 SHARES = {Fault.SLOW: 0.2, Fault.PARTIAL: 0.3}
 
@@ -63,6 +66,43 @@ def test_the_same_of_a_form() -> None:
     assert "<Successful>s</Successful>" in told
     assert told.count("<Failed>") == 1
     assert "<Id>b</Id>" in told
+
+
+def test_the_same_of_keys() -> None:
+    keys = "".join(f"<Object><Key>runs/{each}</Key></Object>" for each in "abc")
+    asked = f'<Delete xmlns="x">{keys}<Quiet>true</Quiet></Delete>'.encode()
+    body, left = wire.first_of_batch("DeleteObjects", asked)
+    assert body.count(b"<Key>") == 1
+    assert left == ["runs/b", "runs/c"]
+    for answer in (b'<DeleteResult xmlns="x" />', b'<DeleteResult xmlns="x"></DeleteResult>'):
+        told = wire.with_failed("DeleteObjects", answer, left).decode()
+        assert "<Key>runs/b</Key><Code>InternalError</Code>" in told
+        assert told.endswith("</Error></DeleteResult>")
+    headers = {"authorization": "Credential=a/20260101/us-east-1/s3/aws4_request"}
+    assert wire.asked_of("POST", "/bucket?delete", headers, asked) == ("s3", "DeleteObjects")
+    assert wire.asked_of("POST", "/bucket/key?uploads", headers, b"") == ("s3", "PostObject")
+
+
+def test_who_asks_is_killed_at_the_request_that_was_chosen() -> None:
+    program = (
+        "import sys, http.client\n"
+        "connection = http.client.HTTPConnection(sys.argv[1])\n"
+        "for _ in range(4):\n"
+        "    connection.request('GET', '/')\n"
+        "    connection.getresponse().read()\n"
+    )
+    with FaultProxy() as target, FaultProxy(target.url, sees_callers=True) as proxy:
+        target.schedule = rarely(Fault.EXPIRED, "GET", range(10))
+        for fault, passed in ((Fault.KILL_BEFORE, 3), (Fault.KILL_AFTER, 4)):
+            target.forget()
+            target.schedule = rarely(Fault.EXPIRED, "GET", range(10))
+            proxy.forget()
+            proxy.schedule = killing(1, 2, fault)
+            assert status(proxy.url) == 403  # this process is not counted
+            asking = subprocess.Popen([sys.executable, "-c", program, proxy.url[7:]])
+            assert asking.wait(20) == -signal.SIGKILL
+            assert proxy.killed == [asking.pid]
+            assert target.asked.total() == passed
 
 
 def status(url: str, path: str = "/") -> int:

@@ -22,23 +22,31 @@ class Fault(enum.Enum):
     PARTIAL = "of its batch one entry is passed on, and the others fail"
     TWICE = "it is done twice: what was sent is delivered again, what was asked is asked again"
     LATE = "what it received is taken away, and comes again in a second"
+    KILL_BEFORE = "the process that asks is killed before it is passed on"
+    KILL_AFTER = "it is done, and the process that asked is killed before it hears of it"
 
 
-BATCHES = {"PublishBatch", "SendMessageBatch", "DeleteMessageBatch"}
+BATCHES = {"PublishBatch", "SendMessageBatch", "DeleteMessageBatch", "DeleteObjects"}
 FITTING: Mapping[Fault, Callable[[str], bool]] = {
     Fault.PARTIAL: BATCHES.__contains__,
-    Fault.TWICE: {"PublishBatch", "SendMessageBatch", "DeleteMessageBatch"}.__contains__,
+    Fault.TWICE: BATCHES.__contains__,
     Fault.LATE: {"ReceiveMessage"}.__contains__,
 }
 """Operations that a fault can befall; others befall all."""
 
 
 class Asked(NamedTuple):
-    """A request: which service's, what it asks, and how many of those came before."""
+    """A request: which service's, what it asks, and how many of those came before.
+
+    Where the proxy looks who asks: which process it is, in the order of their first requests and
+    beginning with 1 (0: the proxy's own), and how many requests it made before.
+    """
 
     service: str
     operation: str
     number: int
+    process: int = 0
+    turn: int = 0
 
 
 Schedule: TypeAlias = Callable[[Asked], Fault | None]
@@ -74,5 +82,14 @@ def rarely(fault: Fault, operation: str, numbers: range | tuple[int, ...] = (0,)
 
     def choose(asked: Asked) -> Fault | None:
         return fault if asked.operation == operation and asked.number in numbers else None
+
+    return choose
+
+
+def killing(process: int, turn: int, fault: Fault = Fault.KILL_BEFORE) -> Schedule:
+    """A schedule that kills one process at one of its requests (`Asked.process`, `Asked.turn`)."""
+
+    def choose(asked: Asked) -> Fault | None:
+        return fault if (asked.process, asked.turn) == (process, turn) else None
 
     return choose

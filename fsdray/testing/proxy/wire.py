@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 _SIGNED_FOR = re.compile(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/aws4_request")
 _MEMBER = "PublishBatchRequestEntries.member."
+_KEY = re.compile(r"<Object>.*?<Key>(.*?)</Key>.*?</Object>", re.DOTALL)
 _XML = "text/xml"
 _ERRORS = {
     429: ("TooManyRequestsException", "Rate exceeded"),
@@ -31,7 +32,11 @@ class Refusal(NamedTuple):
 
 
 def asked_of(method: str, path: str, headers: Mapping[str, str], body: bytes) -> tuple[str, str]:
-    """Service and operation of a request; S3's operations are named after their methods."""
+    """Service and operation of a request; most of S3's are named after their methods.
+
+    `path` has its query with it.
+    """
+    path, _, query = path.partition("?")
     found = _SIGNED_FOR.search(headers.get("authorization", ""))
     service = found[1] if found else "unknown"
     target = headers.get("x-amz-target", "")
@@ -40,6 +45,8 @@ def asked_of(method: str, path: str, headers: Mapping[str, str], body: bytes) ->
     if service == "lambda":
         return service, "Invoke" if path.endswith("/invocations") else method
     if service == "s3":
+        if method == "POST" and "delete" in urllib.parse.parse_qs(query, keep_blank_values=True):
+            return service, "DeleteObjects"
         return service, f"{method.title()}Object"
     return service, dict(urllib.parse.parse_qsl(body.decode("latin-1"))).get("Action", method)
 
@@ -81,6 +88,12 @@ def first_of_batch(operation: str, body: bytes) -> tuple[bytes, list[str]]:
         ]
         left = [each for number, each in ids.items() if number != "1"]
         return urllib.parse.urlencode(kept).encode(), left
+    if operation == "DeleteObjects":
+        text = body.decode()
+        first, *others = _KEY.finditer(text)
+        for each in reversed(others):
+            text = text[: each.start()] + text[each.end() :]
+        return text.encode(), [each[1] for each in others]
     told = json.loads(body)
     first, *others = told["Entries"]
     return json.dumps(told | {"Entries": [first]}).encode(), [each["Id"] for each in others]
@@ -98,6 +111,14 @@ def with_failed(operation: str, body: bytes, ids: list[str]) -> bytes:
         text = re.sub(r"<Failed\s*/>|<Failed>.*?</Failed>", "", body.decode(), flags=re.DOTALL)
         end = "</PublishBatchResult>"
         return text.replace(end, f"<Failed>{members}</Failed>{end}").encode()
+    if operation == "DeleteObjects":
+        errors = "".join(
+            f"<Error><Key>{each}</Key><Code>{code}</Code><Message>{message}</Message></Error>"
+            for each in ids
+        )
+        # What there was nothing to tell of may be one empty element.
+        text = re.sub(r"<DeleteResult([^>]*?)/>", r"<DeleteResult\1></DeleteResult>", body.decode())
+        return text.replace("</DeleteResult>", f"{errors}</DeleteResult>").encode()
     told = json.loads(body)
     failed = [{"Id": each, "Code": code, "Message": message, "SenderFault": False} for each in ids]
     return json.dumps(told | {"Failed": [*(told.get("Failed") or ()), *failed]}).encode()

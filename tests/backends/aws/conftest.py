@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+import fsdray as fsd
 from fsdray.backends.aws.deploy import deploy
 from fsdray.backends.aws.stack import Stack
 from fsdray.settings import Settings, resolve
 from fsdray.testing.emulator import Emulator
+from tests import leftovers
 
 SLOTS = 20
 
@@ -35,15 +37,31 @@ class Aws:
     stack: Stack
 
 
+_running: list[Aws] = []
+"""The stacks that are there; the last is the one that the environment names."""
+
+
 @contextmanager
-def deployed(**emulator: Any) -> Iterator[Aws]:
+def deployed(slots: int = SLOTS, **emulator: Any) -> Iterator[Aws]:
     """An emulator with a stack; this process's variables say where it is meanwhile."""
     with Emulator(**emulator) as running, pytest.MonkeyPatch.context() as patch:
         for name, value in running.environment.items():
             patch.setenv(name, value)
         settings = resolve({"backend": "aws"}, {})
-        done = deploy(settings, {"slots": SLOTS}, Silent(), is_bare=True)
-        yield Aws(running, settings, done.stack)
+        done = deploy(settings, {"slots": slots}, Silent(), is_bare=True)
+        _running.append(Aws(running, settings, done.stack))
+        try:
+            yield _running[-1]
+        finally:
+            _running.pop()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """After each test that ended its session: no slot leased, no object, no message anywhere."""
+    yield
+    if _running and not fsd.is_initialized():
+        leftovers.check(_running[-1].stack)
 
 
 @pytest.fixture(scope="session")

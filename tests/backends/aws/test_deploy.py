@@ -16,7 +16,9 @@ from fsdray.backends.aws.stack import Stack, read_stack
 from fsdray.errors import SettingsError
 from fsdray.settings import Settings
 from fsdray.testing.emulator import Emulator
-from tests.deployed import Heard, using
+from tests.deployed import Heard, made, stacks, using
+
+IMAGE = "000000000000.dkr.ecr.us-east-1.amazonaws.com/functions:1"
 
 
 @pytest.fixture
@@ -24,30 +26,6 @@ def account(emulator: Emulator) -> Iterator[Emulator]:
     """AWS is the emulator, whose account holds no stack of these tests."""
     with using(emulator.environment):
         yield emulator
-
-
-def made(name: str) -> set[tuple[str, str]]:
-    """All resources of a stack's names that the services know of, whoever made them."""
-    clients = {s: boto3.client(s) for s in ("sqs", "sns", "lambda", "logs", "s3", "iam")}
-    queues = clients["sqs"].list_queues(QueueNamePrefix=f"{name}-", MaxResults=1000)
-    topics = clients["sns"].list_topics()["Topics"]
-    functions = clients["lambda"].list_functions()["Functions"]
-    groups = clients["logs"].describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{name}-")
-    found = {
-        *(("queue", url.rpartition("/")[2]) for url in queues.get("QueueUrls", [])),
-        *(("topic", topic["TopicArn"].rpartition(":")[2]) for topic in topics),
-        *(("function", each["FunctionName"]) for each in functions),
-        *(("logs", each["logGroupName"]) for each in groups["logGroups"]),
-        *(("bucket", each["Name"]) for each in clients["s3"].list_buckets()["Buckets"]),
-        *(("role", each["RoleName"]) for each in clients["iam"].list_roles()["Roles"]),
-    }
-    return {(kind, each) for kind, each in found if each.rpartition("/")[2].startswith(f"{name}-")}
-
-
-def stacks(name: str) -> list[str]:
-    """The names of all stacks that are there and begin with a name."""
-    told = boto3.client("cloudformation").describe_stacks()["Stacks"]
-    return [each["StackName"] for each in told if each["StackName"].startswith(name)]
 
 
 def run(settings: Settings, heard: Heard | None = None, **changes: Any) -> bool:
@@ -72,6 +50,10 @@ def test_a_stack_is_made_changed_in_place_and_removed(account: Emulator) -> None
     # The same again is nothing to do, also when nothing is given.
     assert not run(settings, slots=3)
     assert not run(settings)
+
+    # Functions with a package do not become functions with an image.
+    with pytest.raises(SettingsError, match=r"have a package for code, .* `fsdray destroy` it"):
+        run(settings, image=IMAGE)
 
     # A change is made in place; what was not given stays.
     queue = boto3.client("sqs").get_queue_url(QueueName="cycle-slot-0001")["QueueUrl"]
@@ -188,3 +170,11 @@ def test_what_cannot_be_is_said_before_anything_is_made(account: Emulator) -> No
     ):
         with pytest.raises(SettingsError, match=said):
             deploy(Settings(stack=stack), changes, Heard())
+
+
+def test_an_image_is_deployed_as_far_as_the_host_goes_which_runs_none(account: Emulator) -> None:
+    settings, heard = Settings(stack="pictured"), Heard()
+    with pytest.raises(Failed, match="the local Lambda host runs zip packages only"):
+        run(settings, heard, image=IMAGE, slots=1, memory=(512,))
+    assert f"  code in the image {IMAGE}" in heard.lines
+    assert made("pictured") == set()

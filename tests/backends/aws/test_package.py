@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,10 @@ import pytest
 
 from fsdray.backends.aws import late, package
 from fsdray.backends.aws.options import Options
-from fsdray.backends.aws.package import build, own_files, pins, platforms, requirements
+from fsdray.backends.aws.package import build, own_files, pins, requirements
+from fsdray.backends.aws.wheels import foreign, tags
 from fsdray.errors import SettingsError
+from fsdray.runtime_env import RuntimeEnv
 from tests.test_packages import wheel
 
 ARM = Options(python="3.12", architecture="arm64", extras=())
@@ -101,9 +106,31 @@ def test_wheels_are_those_of_lambdas_own_system(wheels: Path, tmp_path: Path) ->
         wheel(wheels, "tool", version, {"tool.py": f"version = {version!r}"}, tag=tag)
     made = build(ARM, tmp_path)
     assert contents(made.path)["tool.py"] == b"version = '1.0'"
-    assert platforms(Options(python="3.11", architecture="x86_64"))[0] == "manylinux_2_26_x86_64"
+    assert tags("3.11", "x86_64")[0] == "manylinux_2_26_x86_64"
     with pytest.raises(SettingsError, match=r"functions of Python 3.14 require(.|\n)*tool"):
         build(Options(python="3.14", architecture="arm64", extras=()), tmp_path)
+
+
+def test_what_a_call_asks_pip_for_is_for_where_functions_run(wheels: Path, tmp_path: Path) -> None:
+    of = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    for machine in ("x86_64", "aarch64"):
+        wheel(
+            wheels, "tool", "1.0", {"tool.py": f"machine = {machine!r}"},
+            tag=f"{of}-{of}-manylinux_2_17_{machine}",
+        )  # fmt: skip
+    runtime_env = RuntimeEnv.of({"pip": ["tool"]})
+    assert runtime_env is not None
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for machine, architecture in (("x86_64", "x86_64"), ("aarch64", "arm64")):
+        bundle = runtime_env.packages(tmp_path, tags(python, architecture))
+        assert bundle is not None
+        with zipfile.ZipFile(io.BytesIO(bundle.data)) as archive:
+            assert archive.read("tool.py") == f"machine = '{machine}'".encode()
+    here = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    other = {"arm64": "x86_64", "x86_64": "arm64"}[here]
+    assert foreign(python, other) == tags(python, other)
+    if sys.platform == "linux":
+        assert foreign(python, here) == ()
 
 
 def test_versions_are_the_drivers_where_there_are_wheels_of_them(
@@ -118,6 +145,17 @@ def test_versions_are_the_drivers_where_there_are_wheels_of_them(
     wheel(wheels, "numpy", np.__version__, {"numpy/version.txt": "as here"})
     other = build(ARM, tmp_path / "other")
     assert contents(other.path)["numpy/version.txt"] == b"as here"
+
+
+def test_tests_are_left_out_but_not_what_others_import_from_beside_them(
+    wheels: Path, tmp_path: Path
+) -> None:
+    inside = {"numpy/_core/tests/test_it.py": "", "numpy/_core/tests/data/much.bin": ""}
+    needed = {"numpy/_core/tests/_natype.py": "", "tool/tests/test_it.py": ""}
+    wheel(wheels, "tool", "1.0", inside | needed)
+    files = set(contents(build(ARM, tmp_path).path))
+    assert needed.keys() <= files
+    assert not inside.keys() & files
 
 
 def test_what_the_user_says_of_versions_holds() -> None:
@@ -148,7 +186,7 @@ def test_what_is_too_large_is_fetched_when_it_is_imported(
         wheel(wheels, f"heavy_{name}", "1.0", files)
     made = build(ARM, tmp_path / "cache")
     (key,) = made.late
-    assert re.fullmatch(r"code/late-heavy_(one|two)-\w+\.zip", key)
+    assert re.fullmatch(r"code/late-heavy_(one|two)-\w+\.tar\.zst", key)
     assert made.unpacked <= 3 << 20
     name = key.removeprefix("code/late-").partition("-")[0]
     task, temporary = tmp_path / "task", tmp_path / "tmp"
@@ -157,16 +195,24 @@ def test_what_is_too_large_is_fetched_when_it_is_imported(
         archive.extractall(task)
     assert not (task / name).exists()
 
+    fresh = f"fresh_{tmp_path.name}"
+    (temporary / f"{fresh}.py").write_text("")
+
     class Bucket:
         def download_fileobj(self, bucket: str, key: str, file: Any) -> None:
             assert bucket == "the-bucket"
+            # AWS's clients have threads that import, so no lock of all imports may be held here.
+            importer = threading.Thread(target=importlib.import_module, args=(fresh,), daemon=True)
+            importer.start()
+            importer.join(30)
+            assert not importer.is_alive()
             file.write(made.late[key].read_bytes())
 
     monkeypatch.setattr("boto3.client", lambda *_, **__: Bucket())
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setenv("LAMBDA_TASK_ROOT", str(task))
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(temporary)])
     late.install("the-bucket", "eu-west-1")
     assert importlib.util.find_spec("nobody_has_this") is None
     assert importlib.import_module(name).size > 2 << 20
@@ -179,7 +225,7 @@ def test_a_package_that_cannot_fit_names_its_largest_parts(
 ) -> None:
     monkeypatch.setattr(package, "LIMIT", 1 << 20)
     wheel(wheels, "tool", "1.0", {"numpy/lib.so": os.urandom(3 << 20)})
-    with pytest.raises(SettingsError, match=r"holds 3 MB, of the 1 MB that Lambda takes: numpy"):
+    with pytest.raises(SettingsError, match=r"3 MB, of the 1 MB .*: numpy.*deploy --image URI"):
         build(ARM, tmp_path)
 
 

@@ -1,0 +1,112 @@
+"""What sessions may leave on AWS's services: leased slots, objects, messages; and that they do not.
+
+It runs after every session of every test, so it is cheap: queues are asked only where slots were
+leased since the last look (a pool's epoch tells), and with no more than a request needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import boto3
+
+from fsdray.backends.aws import pool
+from fsdray.backends.aws.pool import Pool
+from fsdray.backends.aws.stack import Stack, read_stack
+from fsdray.settings import resolve
+
+PATIENCE = 20.0
+"""Seconds that what was told to stop may take: a cancelled call may write something yet."""
+
+_SIGNED = (
+    "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/sqs/aws4_request"  # an emulator asks
+)
+
+_looked: dict[tuple[str, str], int] = {}  # epochs of pools, by server and bucket
+
+
+@functools.cache  # a client takes long to make
+def _s3(url: str) -> Any:
+    return boto3.client("s3", endpoint_url=url)
+
+
+def _url() -> str:
+    return os.environ["AWS_ENDPOINT_URL"]
+
+
+def stack_of_environment() -> Stack:
+    """The stack that sessions find here."""
+    return _stack(_url(), resolve({}).stack)
+
+
+@functools.cache
+def _stack(url: str, name: str) -> Stack:
+    return read_stack(resolve({}))
+
+
+def leases(stack: Stack) -> Pool:
+    """Who holds slots, and how often any were leased."""
+    s3 = _s3(_url())
+    try:
+        return pool.parse(s3.get_object(Bucket=stack.bucket, Key=pool.KEY)["Body"].read())
+    except s3.exceptions.NoSuchKey:
+        return Pool()
+
+
+def objects(stack: Stack) -> list[str]:
+    """Keys of sessions' objects. Marks of calls that died stay, for those that these had made."""
+    told = _s3(_url()).list_objects_v2(Bucket=stack.bucket, Prefix="runs/")
+    return [each["Key"] for each in told.get("Contents", ()) if "/cancel/" not in each["Key"]]
+
+
+def messages(stack: Stack) -> dict[int, tuple[int, int]]:
+    """Messages in the slots' queues: those that wait, and those taken and not deleted."""
+    found = {}
+    connection = http.client.HTTPConnection(_url().removeprefix("http://"))
+    headers = {
+        "X-Amz-Target": "AmazonSQS.GetQueueAttributes",
+        "Content-Type": "application/x-amz-json-1.0",
+        "Authorization": _SIGNED,
+    }
+    try:
+        for slot in range(stack.slots):
+            asked = {"QueueUrl": f"{stack.queues}{slot:04}", "AttributeNames": ["All"]}
+            connection.request("POST", "/", json.dumps(asked), headers)
+            answer = connection.getresponse()
+            told = answer.read()
+            assert answer.status == 200, told
+            counts = json.loads(told)["Attributes"]
+            number = (
+                int(counts["ApproximateNumberOfMessages"]),
+                int(counts["ApproximateNumberOfMessagesNotVisible"]),
+            )
+            if any(number):
+                found[slot] = number
+    finally:
+        connection.close()
+    return found
+
+
+def check(stack: Stack) -> None:
+    """Fail if sessions that have ended left anything."""
+    state = leases(stack)
+    assert not state.holds, f"slots are still leased: {dict(state.holds)}"
+    _becomes_empty(lambda: objects(stack), "objects were left over")
+    if _looked.get((_url(), stack.bucket)) == state.epoch:
+        return  # nobody leased anything since: nobody had a queue to write to
+    _becomes_empty(lambda: messages(stack), "queues have messages (visible, not visible)")
+    _looked[_url(), stack.bucket] = state.epoch
+
+
+def _becomes_empty(look: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    some = list(left.items() if isinstance(left, dict) else left)[:5]
+    assert not left, f"{len(left)} {what}, such as {some}"
