@@ -16,7 +16,7 @@ import pytest
 from fsdray.collective import MAX, AsyncCommunicator, algorithms
 from fsdray.collective.algorithms import Setting
 from fsdray.collective.algorithms.ways import PIECES
-from fsdray.collective.forms import READERS
+from fsdray.collective.arrivals import READERS
 from fsdray.collective.frames import Operation
 from fsdray.costs.medium import USUAL, Bill
 from fsdray.services import KIB, MIB, MessageLimits, Pace

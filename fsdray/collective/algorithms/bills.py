@@ -1,8 +1,9 @@
 """What each algorithm bills: formulas, for messages of one size, of all ranks together.
 
-Requests that senders make (publishes, sends, puts) are exact. Receives, acknowledgements, gets and
-misses are those of a network where every request takes the time that the `Medium` says; elsewhere
-a receive may bring fewer messages, and a wait may be longer. Seconds are an estimate.
+Publishes, sends, puts and gets are exact. Receives, acknowledgements and misses are those of a
+network where every request takes the time that the `Medium` says. Elsewhere there are as many
+receives as acknowledgements at least, ten times as many and 15 a rank at most, and as many misses
+as `Pace` looks in the time of the wait. Seconds are an estimate.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from fsdray.collective import forms, pieces
+from fsdray.collective import arrivals, forms, pieces
 from fsdray.collective.algorithms.exchanges import to_higher
 from fsdray.collective.forms import Sent, Spec
 from fsdray.costs.medium import Bill, Medium, together
@@ -82,12 +83,12 @@ class Setting:
                     for many, sender, parcel in sources
                     for wave in sent[sender].waves(parcel, self.medium) * many
                 ]
-                asked = forms.read(waves, self.limits)
+                asked = arrivals.read(waves, self.limits)
                 counts.append(_times(asked, count))
                 batches = max(batches, asked["receive"])
             messages = sum(count * many for count, many in heard)
             seconds += forms.hop(first, messages, self.medium)
-            seconds += self.medium.receive.median * (batches - 1) / forms.READERS
+            seconds += self.medium.receive.median * (batches - 1) / arrivals.READERS
         return Bill(together(counts), seconds, 1)
 
     def posting(self, parcels: Sequence[Spec]) -> float:
