@@ -14,7 +14,7 @@ compiling; ``fsdray`` is what deploy packs. ``--full`` adds fsdray with packages
 environments that have nothing else, where the others take those of this Python. It also says what
 numba's kernel takes in a new environment (ms): ``fetch`` of the compiler from the bucket, ``numba``
 to import, ``kernel`` to be compiled in the first environment and loaded in the later ones; beside
-``scipy``, all of whose route's imports and a first small layer. Start latencies of Lambda itself
+``scipy``: to import NumPy, SciPy and the engine, and to multiply a first small layer so. Start latencies of Lambda itself
 and its network come on top.
 """
 
@@ -140,11 +140,11 @@ def of_kernels(name: str) -> list[dict[str, float]]:
         import importlib
         import time
 
+        marks = [time.perf_counter()]
         import numpy as np
 
         from fsdray.inference import kernels
 
-        marks = [time.perf_counter()]
         square = np.arange(3), np.arange(2), np.ones(2, np.float32)
         out = np.empty((2, 2), np.float32)
         kernels.fused(*square, out + 1, 0.0, nonzero_bias=False, relu=True, clamp=None, out=out)
