@@ -14,8 +14,8 @@ compiling; ``fsdray`` is what deploy packs. ``--full`` adds fsdray with packages
 environments that have nothing else, where the others take those of this Python. It also says what
 numba's kernel takes in a new environment (ms): ``fetch`` of the compiler from the bucket, ``numba``
 to import, ``kernel`` to be compiled in the first environment and loaded in the later ones; beside
-``scipy``: to import NumPy, SciPy and the engine, and to multiply a first small layer so. Start latencies of Lambda itself
-and its network come on top.
+``scipy``: to import NumPy, SciPy and the engine, and to multiply a first small layer so. Start
+latencies of Lambda itself and its network come on top.
 """
 
 from __future__ import annotations
