@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import boto3
+
 from fsdray.backends.aws.cloudformation import Event
 from fsdray.backends.aws.deploy import deploy, destroy
 from fsdray.settings import resolve
@@ -66,3 +68,27 @@ def deployed(
     finally:
         with using(variables):
             destroy(resolve({}), Heard())
+
+
+def made(name: str) -> set[tuple[str, str]]:
+    """All resources of a stack's names that the services know of, whoever made them."""
+    clients = {s: boto3.client(s) for s in ("sqs", "sns", "lambda", "logs", "s3", "iam")}
+    queues = clients["sqs"].list_queues(QueueNamePrefix=f"{name}-", MaxResults=1000)
+    topics = clients["sns"].list_topics()["Topics"]
+    functions = clients["lambda"].list_functions()["Functions"]
+    groups = clients["logs"].describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{name}-")
+    found = {
+        *(("queue", url.rpartition("/")[2]) for url in queues.get("QueueUrls", [])),
+        *(("topic", topic["TopicArn"].rpartition(":")[2]) for topic in topics),
+        *(("function", each["FunctionName"]) for each in functions),
+        *(("logs", each["logGroupName"]) for each in groups["logGroups"]),
+        *(("bucket", each["Name"]) for each in clients["s3"].list_buckets()["Buckets"]),
+        *(("role", each["RoleName"]) for each in clients["iam"].list_roles()["Roles"]),
+    }
+    return {(kind, each) for kind, each in found if each.rpartition("/")[2].startswith(f"{name}-")}
+
+
+def stacks(name: str) -> list[str]:
+    """The names of all stacks that are there and begin with a name."""
+    told = boto3.client("cloudformation").describe_stacks()["Stacks"]
+    return [each["StackName"] for each in told if each["StackName"].startswith(name)]

@@ -22,7 +22,7 @@ from fsdray.backends.aws.stack import Stack, read_stack
 from fsdray.settings import resolve
 
 PATIENCE = 20.0
-"""Seconds that what was told to stop may take: a call that was cancelled may write something yet."""
+"""Seconds that what was told to stop may take: a cancelled call may write something yet."""
 
 _SIGNED = (
     "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/sqs/aws4_request"  # an emulator asks

@@ -419,6 +419,7 @@ def test_a_ctrl_c_while_an_item_is_waited_for_stops_the_function(
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow_on_aws
 def test_generators_killed_at_random_give_all_items_right(seed: int) -> None:
     print(f"seed {seed}")
 
@@ -570,6 +571,7 @@ def test_the_value_of_an_unknown_end_is_waited_for_like_any() -> None:
 # Inside tasks
 
 
+@pytest.mark.slow_on_aws
 def test_tasks_take_from_generators_of_their_own_with_room_for_two() -> None:
     @fsd.remote
     def total(to: int) -> int:

@@ -18,12 +18,14 @@ from typing import Any
 
 from fsdray._version import __version__
 from fsdray.backends.aws import border, orphans, policies, pool
-from fsdray.backends.aws.stack import Stack, read_stack
+from fsdray.backends.aws.stack import OUTPUT, Stack, deploying, is_under_way, read_stack
 from fsdray.errors import FsdrayError
 from fsdray.settings import Settings
 
 SKEW = 300.0  # seconds that AWS's signatures allow a clock to be wrong (S3 allows 900)
 FEW = 100  # concurrent calls: new accounts may have 10, where others have 1,000
+
+_BEGINS = ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS")
 
 Connect = Callable[[str], Any]
 """Gives boto3's client of a service."""
@@ -179,18 +181,33 @@ def stack(patient: Patient) -> Iterator[Finding]:
         yield error("stack", f"there is no stack {patient.name!r}", _deploy(patient))
         return
     status = found["StackStatus"]
-    if status.endswith("_IN_PROGRESS"):
-        yield warning("stack", f"{patient.name}: {status}", "wait until that is done")
+    named = f"{patient.name}: {status}"
+    is_whole = OUTPUT in {each["OutputKey"] for each in found.get("Outputs") or ()}
+    if is_under_way(status):
+        fix = f"wait until that is done, then `{_command(patient)}` again"
+        yield warning("stack", named, fix) if is_whole else error("stack", named, fix)
+    elif status == "REVIEW_IN_PROGRESS":
+        text = f"{named}: a deploy was interrupted before anything of it was made"
+        yield error("stack", text, _deploy(patient))
     elif status in ("ROLLBACK_COMPLETE", "CREATE_FAILED", "ROLLBACK_FAILED", "DELETE_FAILED"):
         fix = f"`fsdray destroy --stack {patient.name}`, then {_deploy(patient)}"
-        yield error("stack", f"{patient.name}: {status}: {_reason(client, patient.name)}", fix)
+        yield error("stack", f"{named}: {_reason(client, patient.name)}", fix)
         return
     elif status == "UPDATE_ROLLBACK_FAILED":
         fix = f"`aws cloudformation continue-update-rollback --stack-name {patient.name}`"
-        yield error("stack", f"{patient.name}: {status}: {_reason(client, patient.name)}", fix)
+        yield error("stack", f"{named}: {_reason(client, patient.name)}", fix)
         return
+    elif not is_whole:
+        reason = _reason(client, patient.name) if "ROLLBACK" in status else "it was interrupted"
+        text = f"{named}, but its deploy did not come to its end: {reason}"
+        yield error("stack", text, _deploy(patient))
+    elif status == "UPDATE_ROLLBACK_COMPLETE":
+        text = f"{named}: the last change failed and was taken back: "
+        yield warning("stack", text + _reason(client, patient.name), f"{_deploy(patient)} again")
     else:
-        yield ok("stack", f"{patient.name}: {status}")
+        yield ok("stack", named)
+    if not is_whole:
+        return
     patient.stack = here = read_stack(patient.settings)
     if here.version == __version__:
         yield ok("version", f"fsdray {__version__} here and there")
@@ -207,18 +224,21 @@ def stack(patient: Patient) -> Iterator[Finding]:
 
 def _reason(client: Any, name: str) -> str:
     """Why CloudFormation gave up."""
+    why = "its events say no reason"
     with border.crossing("reading the stack's events"):
-        events = client.describe_stack_events(StackName=name)["StackEvents"]
-    for event in reversed(events):  # oldest first: what came after followed from it
-        reason = event.get("ResourceStatusReason")
-        if event["ResourceStatus"].endswith("_FAILED") and reason:
-            return f"{event['LogicalResourceId']}: {reason}"
-    return "its events say no reason"
+        for page in client.get_paginator("describe_stack_events").paginate(StackName=name):
+            for event in page["StackEvents"]:  # the newest first
+                reason, status = event.get("ResourceStatusReason"), event["ResourceStatus"]
+                if event["LogicalResourceId"] == name and status in _BEGINS:
+                    return why  # what is older is of another change
+                if status.endswith("_FAILED") and reason:
+                    # The first failure: what came after followed from it.
+                    why = f"{event['LogicalResourceId']}: {reason}"
+    return why
 
 
 def _deploy(patient: Patient) -> str:
-    named = "" if patient.name == Settings.stack else f" --stack {patient.name}"
-    return f"`fsdray deploy{named}`"
+    return deploying(patient.name)
 
 
 def code(patient: Patient) -> Iterator[Finding]:

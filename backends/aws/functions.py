@@ -198,6 +198,12 @@ class AwsFunctions:
                 self._tell(call, running, at_once=True)
         await self.told()
 
+    async def cancelled_have_ended(self, patience: float) -> None:
+        """Return when all calls that were cancelled until now have ended, or time is up (s)."""
+        ending = [self._running[call] for call in self._cancelled]
+        if ending:
+            await asyncio.wait(ending, timeout=patience)
+
     async def stop(self, patience: float) -> bool:
         """Cancel all that runs and wait up to `patience` seconds for its end; whether all ended."""
         with contextlib.suppress(FsdrayError):  # what cannot be told ends by its own time

@@ -66,12 +66,25 @@ class AwsMessages:
 
     @classmethod
     def of_stack(
-        cls, clients: Clients, stack: Stack, holder: str, keep: float = KEEP
+        cls,
+        clients: Clients,
+        stack: Stack,
+        holder: str,
+        keep: float = KEEP,
+        quiet: Callable[[], Awaitable[None]] | None = None,
     ) -> AwsMessages:
-        """Those of one process; `holder` is its name in the pool, `keep` as `Leases` says."""
+        """Those of one process.
+
+        Parameters
+        ----------
+        holder : its name in the pool. keep : as `Leases` says.
+        quiet : awaited before queues are emptied: a rank that was given up may be sending yet.
+        """
         limits = MessageLimits(inboxes=stack.slots, more_inboxes="run fsdray deploy --slots {}")
 
         async def empty(slots: Sequence[int]) -> None:
+            if quiet is not None:
+                await quiet()
             await purge(clients, stack, slots)
 
         leases = Leases(

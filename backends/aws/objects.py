@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Sequence
+from random import random
 from typing import Any
 
 import tenacity
@@ -22,6 +23,10 @@ _AT_ONCE = 8  # parts of one process under way: what a function's network takes,
 _READS = 4  # times that a body is asked for whose connection broke
 _PIECE = MIB  # bytes that are taken from a connection at a time
 _CONFLICTS = 10  # times that a put is sent again which met another put of the same key
+_DELETES = 6  # times that keys are sent which a batch failed to delete, about 3 s in all
+_PAUSE = 0.1  # seconds before the second of them; twice as long before each later one
+_PASSING = {"InternalError", "ServiceUnavailable", "SlowDown", "OperationAborted"}
+"""Why a key of a batch was not deleted, where that may be otherwise soon (S3's error codes)."""
 _DIRECTORY = "--x-s3"  # ends the names of directory buckets
 _OURS = "put"  # metadata by which a conditional put is known again
 _CONFLICTING = ("ConditionalRequestConflict", "OperationAborted")
@@ -127,18 +132,30 @@ class AwsObjects:
         s3 = await self._client()
         for start in range(0, len(keys), self.limits.delete_keys):
             some = keys[start : start + self.limits.delete_keys]
-            named = [{"Key": self._prefix + key} for key in some]
             with border.crossing(f"deleting {len(some)} objects"):
-                answer = await s3.delete_objects(
-                    Bucket=self._bucket, Delete={"Objects": named, "Quiet": True}
-                )
-            failed = answer.get("Errors")
-            if failed:
-                first = failed[0]
+                await self._delete(s3, [self._prefix + key for key in some])
+
+    async def _delete(self, s3: Any, keys: Sequence[str]) -> None:
+        """One batch, of which a part may fail: S3 says so with a 200, and no client looks."""
+        left = list(keys)
+        pause = _PAUSE
+        for attempt in range(1, _DELETES + 1):
+            answer = await s3.delete_objects(
+                Bucket=self._bucket,
+                Delete={"Objects": [{"Key": key} for key in left], "Quiet": True},
+            )
+            failed = answer.get("Errors") or ()
+            if not failed:
+                return
+            first = failed[0]
+            if attempt == _DELETES or any(each.get("Code") not in _PASSING for each in failed):
                 raise ServiceError(
-                    f"deleting {len(some)} objects: {len(failed)} were not deleted; the first, "
+                    f"deleting {len(keys)} objects: {len(failed)} were not deleted; the first, "
                     f"{first.get('Key')!r}: {first.get('Code')}: {first.get('Message')}"
                 )
+            left = [each["Key"] for each in failed]
+            await asyncio.sleep(pause * (0.5 + random()))
+            pause *= 2
 
     async def _client(self) -> Any:
         return await self._clients.get("s3")

@@ -71,6 +71,18 @@ class Stack:
         return cls.load(text)
 
 
+def deploying(name: str, options: str = "") -> str:
+    """The command that deploys a stack, for who reads an error."""
+    named = "" if name == Settings.stack else f" --stack {name}"
+    return f"`fsdray deploy{named}{options}`"
+
+
+def is_under_way(status: str) -> bool:
+    """Whether CloudFormation is working on a stack of this status."""
+    # A change set under review waits for somebody to execute it, for ever.
+    return status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS"
+
+
 def read_stack(settings: Settings) -> Stack:
     """The stack that the settings name, from one DescribeStacks; it blocks.
 
@@ -92,13 +104,20 @@ def read_stack(settings: Settings) -> Stack:
             if border.code_of(error) != "ValidationError":
                 raise
             raise SettingsError(
-                f"there is no stack {name!r} in {client.meta.region_name}: run `fsdray deploy`, or "
-                "name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, FSDRAY_REGION"
+                f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, "
+                "or choose another by fsdray.init(stack=..., region=...) or FSDRAY_STACK"
             ) from error
     outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
     if OUTPUT not in outputs:
+        where = f"the stack {name!r} in {client.meta.region_name}"
+        status = told["StackStatus"]
+        if is_under_way(status):
+            raise SettingsError(
+                f"{where} is {status}: wait until that is done (`fsdray doctor` shows it), and "
+                f"if it is not whole then, run {deploying(name)}"
+            )
         raise SettingsError(
-            f"the stack {name!r} in {client.meta.region_name} is {told['StackStatus']}, and no "
-            "whole stack of fsdray: run `fsdray deploy`, and `fsdray doctor` where that fails"
+            f"{where} is {status}, but not whole, as after a deploy that was interrupted: "
+            f"run {deploying(name)}"
         )
     return Stack.load(outputs[OUTPUT])

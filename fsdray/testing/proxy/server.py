@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import threading
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession, web
 
 _LARGEST = 256 * 1024 * 1024  # bytes of a request's body
+_LONG = 1024 * 1024  # bytes
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding"}
 _OF_BODY = {"content-md5", "x-amz-checksum-crc32", "x-amz-checksum-crc64nvme"}
 _REFUSALS = {
@@ -204,7 +206,12 @@ class FaultProxy:
         }
         url = URL(self.target + request.raw_path, encoded=True)
         return await self._client.request(
-            request.method, url, headers=passed, data=body, allow_redirects=False
+            # aiohttp wants long bytes as a file, which it sends piece by piece.
+            request.method,
+            url,
+            headers=passed,
+            data=body if len(body) < _LONG else io.BytesIO(body),
+            allow_redirects=False,
         )
 
     async def _answer(

@@ -41,7 +41,9 @@ def own_line(text: str) -> str:
 
 
 def test_an_event_comes_back_as_it_went() -> None:
-    event = Event("s" * 16, "id", 'odd "name" ü 12-3', 1.5, 40, ("of", "it"), "express", b"\0\xff" * 9)
+    event = Event(
+        "s" * 16, "id", 'odd "name" ü 12-3', 1.5, 40, ("of", "it"), "express", b"\0\xff" * 9
+    )
     assert Event.load(json.loads(event.dump())) == event
 
 

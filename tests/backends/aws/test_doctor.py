@@ -148,6 +148,7 @@ def test_a_bucket_of_no_stack_is_removed_with_what_is_in_it(aws: Aws) -> None:
     [
         ("ROLLBACK_COMPLETE", "`fsdray destroy --stack fsdray`, then `fsdray deploy`"),
         ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback"),
+        ("UPDATE_ROLLBACK_COMPLETE", "`fsdray deploy`"),
     ],
 )
 def test_a_stack_that_is_half_made(aws: Aws, status: str, fix: str) -> None:
@@ -158,11 +159,19 @@ def test_a_stack_that_is_half_made(aws: Aws, status: str, fix: str) -> None:
             "ResourceStatus": "CREATE_FAILED",
             "ResourceStatusReason": "not allowed to iam:CreateRole",
         },
+        {"LogicalResourceId": "fsdray", "ResourceStatus": "CREATE_IN_PROGRESS"},
+        {
+            "LogicalResourceId": "Role",
+            "ResourceStatus": "CREATE_FAILED",
+            "ResourceStatusReason": "of an earlier time",
+        },
     ]
     cloudformation = Fake(
         "cloudformation",
         describe_stacks=lambda **_: {"Stacks": [{"StackStatus": status}]},
-        describe_stack_events=lambda **_: {"StackEvents": events},
+        get_paginator=lambda _: Fake(
+            "cloudformation", paginate=lambda **_: [{"StackEvents": events}]
+        ),
     )
     found = examined(patient_of(aws, cloudformation=cloudformation))["stack"]
     assert found.level is Level.ERROR
