@@ -44,6 +44,7 @@ from fsdray.backends.aws.options import Options
 from fsdray.backends.aws.package import build
 from fsdray.backends.aws.template import plan
 from fsdray.observe.progress import Silent
+from fsdray.services import MIB
 from fsdray.settings import Settings
 from fsdray.testing.emulator import Emulator
 
@@ -186,9 +187,9 @@ def full(options: Options, variables: dict[str, str]) -> dict[str, Any]:
         deploy(settings, {"slots": 1, "memory": (1769,)}, Screen(sys.stderr, Silent()))
         first, *others = of_kernels("kernels")
     found["megabytes"] = {
-        "zip": round(package.path.stat().st_size / 1e6, 1),
-        "unpacked": round(package.unpacked / 1e6, 1),
-        "late": {key: round(path.stat().st_size / 1e6, 1) for key, path in package.late.items()},
+        "zip": round(package.path.stat().st_size / MIB, 1),
+        "unpacked": round(package.unpacked / MIB, 1),
+        "late": {key: round(path.stat().st_size / MIB, 1) for key, path in package.late.items()},
     }
     found["kernel"] = {
         "first": first,
