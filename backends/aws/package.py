@@ -321,7 +321,7 @@ def _top(inner: str) -> str:
 
 
 def _tar(place: Path, files: Mapping[str, Path]) -> str:
-    """`_zip` for what is unpacked in a function's own time: by zstd, three times as fast."""
+    """`_zip` for what is unpacked in a function's own time: by zstd, twice as fast."""
     with (
         place.open("wb") as file,
         zstandard.ZstdCompressor(level=9, threads=-1).stream_writer(file) as stream,
