@@ -162,8 +162,8 @@ def check(stack: Stack) -> None:
         if there != here:
             raise EnvironmentMismatch(
                 f"the stack {stack.name!r} was deployed with {what} {there}, and this is {here}: "
-                f"run {deploying(stack.name)} to update it, or deploy one beside it with another name and "
-                "choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
+                f"run {deploying(stack.name)} to update it, or deploy one beside it with another "
+                "name and choose it by fsdray.init(stack=NAME) or FSDRAY_STACK"
             )
 
 

@@ -102,8 +102,9 @@ def read_stack(settings: Settings) -> Stack:
             if border.code_of(error) != "ValidationError":
                 raise
             raise SettingsError(
-                f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, or "
-                "name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, FSDRAY_REGION"
+                f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, "
+                "or name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, "
+                "FSDRAY_REGION"
             ) from error
     outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
     if OUTPUT not in outputs:
