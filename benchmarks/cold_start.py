@@ -1,6 +1,7 @@
 """How long a function's environment takes to start, in `fsdray.testing.LambdaHost`.
 
-In the checkout's directory (about a minute; ``--full`` packs all that functions require first)::
+In the checkout's directory (about a minute; ``--full`` packs all that functions require, and takes
+four more)::
 
     pip install -e '.[test]'
     python benchmarks/cold_start.py --json cold_start.json
@@ -9,8 +10,12 @@ In the checkout's directory (about a minute; ``--full`` packs all that functions
 ``cpu`` the processor time of that import alone; ``call`` a call that starts an environment, as its
 caller sees it (medians, ms). ``empty`` is a function of one line: what Python and AWS's runtime
 client take. ``source`` is fsdray without its bytecode, as it would be without ``fsdray deploy``'s
-compiling; ``fsdray`` is what deploy packs. ``--full`` adds fsdray with packages of its own, where
-the others take those of this Python. Start latencies of Lambda itself come on top.
+compiling; ``fsdray`` is what deploy packs. ``--full`` adds fsdray with packages of its own, in
+environments that have nothing else, where the others take those of this Python. It also says what
+numba's kernel takes in a new environment (ms): ``fetch`` of the compiler from the bucket, ``numba``
+to import, ``kernel`` to be compiled in the first environment and loaded in the later ones; beside
+``scipy``, all of whose route's imports and a first small layer. Start latencies of Lambda itself
+and its network come on top.
 """
 
 from __future__ import annotations
@@ -32,15 +37,20 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+import fsdray as fsd
+from fsdray.backends.aws.deploy import deploy
+from fsdray.backends.aws.deploy_commands import Screen
 from fsdray.backends.aws.options import Options
 from fsdray.backends.aws.package import build
 from fsdray.backends.aws.template import plan
+from fsdray.observe.progress import Silent
 from fsdray.settings import Settings
 from fsdray.testing.emulator import Emulator
 
 EMPTY = "def handler(event, context): return event"
 HANDLER = "fsdray.backends.aws.handler.handler"
 COUNT = 11
+KERNELS = 6
 BUCKET = "cold-starts"
 
 
@@ -122,6 +132,71 @@ def measured(
     }
 
 
+def of_kernels(name: str) -> list[dict[str, float]]:
+    """What numba's kernel takes, in one new environment after the other of a deployed stack."""
+
+    @fsd.remote
+    def timed() -> dict[str, float]:
+        import importlib
+        import time
+
+        import numpy as np
+
+        from fsdray.inference import kernels
+
+        marks = [time.perf_counter()]
+        square = np.arange(3), np.arange(2), np.ones(2, np.float32)
+        out = np.empty((2, 2), np.float32)
+        kernels.fused(*square, out + 1, 0.0, nonzero_bias=False, relu=True, clamp=None, out=out)
+        for step in (
+            lambda: None,
+            lambda: importlib.import_module("llvmlite.binding"),
+            lambda: importlib.import_module("numba"),
+            kernels.warm,
+        ):
+            step()
+            marks.append(time.perf_counter())
+        names = ("scipy", "fetch", "numba", "kernel")
+        return {
+            each: round(1000 * (after - before), 1)
+            for each, before, after in zip(names, marks[:-1], marks[1:], strict=True)
+        }
+
+    functions = boto3.client("lambda")
+    taken = []
+    for number in range(KERNELS):
+        with fsd.init("aws", stack=name):
+            taken.append(fsd.get(timed.remote()))
+        functions.update_function_configuration(
+            FunctionName=f"{name}-1769", Description=str(number)
+        )
+    return taken
+
+
+def full(options: Options, variables: dict[str, str]) -> dict[str, Any]:
+    """The whole package, in environments that have nothing else."""
+    package = build(options, Settings().cache_directory)
+    with Emulator(is_isolated=True) as emulator:
+        os.environ.update(emulator.environment)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        found: dict[str, Any] = dict(
+            measured(emulator, "full", package.path.read_bytes(), HANDLER, variables)
+        )
+        settings = Settings(stack="kernels")
+        deploy(settings, {"slots": 1, "memory": (1769,)}, Screen(sys.stderr, Silent()))
+        first, *others = of_kernels("kernels")
+    found["megabytes"] = {
+        "zip": round(package.path.stat().st_size / 1e6, 1),
+        "unpacked": round(package.unpacked / 1e6, 1),
+        "late": {key: round(path.stat().st_size / 1e6, 1) for key, path in package.late.items()},
+    }
+    found["kernel"] = {
+        "first": first,
+        "later": {name: statistics.median(each[name] for each in others) for name in first},
+    }
+    return found
+
+
 def main() -> None:
     """Measure, print, and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -136,11 +211,9 @@ def main() -> None:
         "source": (without_bytecode(bare.path), HANDLER),
         "fsdray": (bare.path.read_bytes(), HANDLER),
     }
-    if arguments.full:
-        cases["full"] = (build(options, cache).path.read_bytes(), HANDLER)
     stack = plan("cold", options, region="us-east-1", account="0" * 12, partition="aws").stack
     variables = {"FSDRAY_STACK_JSON": stack.dump(), "PYTHONDONTWRITEBYTECODE": "1"}
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with Emulator() as emulator, tempfile.TemporaryDirectory() as folder:
         boto3.client(
             "s3",
@@ -158,6 +231,9 @@ def main() -> None:
                 module = handler.rpartition(".")[0]
                 results[name]["cpu"] = cpu_ms(module, place, ["-B"])
             print(name, results[name], flush=True)
+    if arguments.full:
+        results["full"] = full(options, variables)
+        print("full", results["full"], flush=True)
     told = {
         "python": platform.python_version(),
         "processors": os.cpu_count(),

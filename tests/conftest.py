@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="also the tests that take minutes; with --backend aws the whole public API",
+        help="also the tests that take minutes",
     )
 
 
@@ -44,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "local_only(reason): about the local backend, or what no other can be asked"
     )
     config.addinivalue_line("markers", "thorough(reason): runs only where --thorough is given")
+    config.addinivalue_line("markers", "on_aws(*ids): the parameters that run with --backend aws")
+    config.addinivalue_line("markers", "slow_on_aws: runs there only where --thorough is given")
     on_aws.choose(config)
 
 

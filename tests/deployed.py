@@ -51,11 +51,18 @@ def using(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def deployed(emulator: Emulator, name: str, **options: Any) -> Iterator[dict[str, str]]:
-    """A stack while the context lasts; gives the variables with which sessions find it."""
+def deployed(
+    emulator: Emulator, name: str, *, is_bare: bool = True, **options: Any
+) -> Iterator[dict[str, str]]:
+    """A stack while the context lasts; gives the variables with which sessions find it.
+
+    Parameters
+    ----------
+    is_bare : as for `fsdray.backends.aws.package.build`.
+    """
     variables = emulator.environment | {"FSDRAY_STACK": name}
     with using(variables):
-        deploy(resolve({}), options, Heard(), is_bare=True)
+        deploy(resolve({}), options, Heard(), is_bare=is_bare)
     try:
         yield variables
     finally:

@@ -60,9 +60,9 @@ def leases(stack: Stack) -> Pool:
 
 
 def objects(stack: Stack) -> list[str]:
-    """Keys of sessions' objects."""
+    """Keys of sessions' objects. Marks of calls that died stay, for those that these had made."""
     told = _s3(_url()).list_objects_v2(Bucket=stack.bucket, Prefix="runs/")
-    return [each["Key"] for each in told.get("Contents", ())]
+    return [each["Key"] for each in told.get("Contents", ()) if "/cancel/" not in each["Key"]]
 
 
 def messages(stack: Stack) -> dict[int, tuple[int, int]]:

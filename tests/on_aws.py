@@ -1,7 +1,8 @@
 """The suite on AWS's services, as an emulator on this machine serves them (``--backend aws``).
 
-What runs there: the tests of the public API (`FILES`), without those marked ``local_only``, and of
-each that has parameters the first and the last set of them. One emulator with one deployed stack
+What runs there: the tests of the public API (`FILES`), without those marked ``local_only``. Of each
+that has parameters the first and the last set of them run, or those that ``on_aws`` names; what is
+marked ``slow_on_aws`` runs with ``--thorough`` only. One emulator with one deployed stack
 serves them all; where ``AWS_ENDPOINT_URL`` is set already, as by ``fsdray emulate`` in another
 terminal, that one does.
 """
@@ -9,6 +10,7 @@ terminal, that one does.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,19 +35,17 @@ FILES = (
     "test_maps.py",
     "test_modules.py",
     "test_nesting.py",
-    "test_packages.py",
+    "test_packages.py::TestCalls",
     "test_readme.py",
     "test_recovery.py",
     "test_retries.py",
     "test_tasks.py",
     "test_tracebacks.py",
 )
-"""Files and directories, below ``tests``, that know a session and no backend. Not among them:
+"""Files, directories, classes below ``tests`` that know a session and no backend. Not among them:
 ``test_output``, ``test_first_minutes`` (they wait for output that on AWS comes with the reply),
 ``test_many`` (thousands of calls and kills), ``test_idle`` (CPU time of local processes)."""
 
-USUAL = ("collective/test_docs.py", "semantics", "test_async_tasks.py", "test_tasks.py")
-"""Those of them that run without ``--thorough``: the rest takes minutes more."""
 SLOTS = 200
 
 _is_chosen = False
@@ -62,21 +62,27 @@ def is_chosen() -> bool:
     return _is_chosen
 
 
-def runs(item: pytest.Item, files: Sequence[str] = FILES) -> bool:
+def runs(item: pytest.Item, is_thorough: bool) -> bool:
     """Whether a test is one of those that run on AWS's services."""
-    path = item.path.relative_to(item.config.rootpath / "tests").as_posix()
-    is_public = any(path == each or path.startswith(f"{each}/") for each in files)
-    return is_public and item.get_closest_marker("local_only") is None
+    name = item.nodeid.removeprefix("tests/")
+    is_public = any(re.match(rf"{re.escape(each)}(/|::|$)", name) for each in FILES)
+    is_slow = item.get_closest_marker("slow_on_aws") is not None
+    is_local = item.get_closest_marker("local_only") is not None
+    return is_public and not is_local and (is_thorough or not is_slow)
 
 
 def chosen(items: Sequence[pytest.Item], is_thorough: bool) -> list[pytest.Item]:
-    """The tests that run: of one with parameters those with the first and the last set of them."""
-    files = FILES if is_thorough else USUAL
+    """The tests that run: of one with parameters those that are named, or both ends."""
     found: dict[str, list[pytest.Item]] = {}
-    for item in (item for item in items if runs(item, files)):
+    for item in (item for item in items if runs(item, is_thorough)):
         found.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    ends = {id(item) for same in found.values() for item in (same[0], same[-1])}
-    return [item for item in items if id(item) in ends]
+    kept: set[int] = set()
+    for same in found.values():
+        named = same[0].get_closest_marker("on_aws")
+        ids = {f"[{each}]" for each in named.args} if named is not None else set()
+        of_ids = [item for item in same if item.nodeid.endswith(tuple(ids))]
+        kept |= {id(item) for item in of_ids or (same[0], same[-1])}
+    return [item for item in items if id(item) in kept]
 
 
 @contextmanager

@@ -173,6 +173,7 @@ def test_an_exit_is_a_crash_and_its_own_cancellation_an_error() -> None:
     assert fsd.get(add_async.remote(1)) == 2
 
 
+@pytest.mark.slow_on_aws
 def test_nested_awaits_do_not_deadlock_with_room_for_two() -> None:
     @fsd.remote
     async def deep(depth: int) -> int:

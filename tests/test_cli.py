@@ -98,6 +98,7 @@ def refused(capsys: Output, arguments: list[str], status: int) -> str:
 
 @pytest.mark.parametrize("channel", ["queue", "object", "auto"])
 @pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.on_aws("3-auto")
 def test_json_is_one_object_with_the_right_categories(
     capsys: Output, last_layer: NDArray[np.float32], workers: int, channel: str
 ) -> None:
@@ -511,7 +512,7 @@ def test_on_a_terminal_a_bar_shows_and_ctrl_c_clears_it() -> None:
         assert b"partition" in said, said
         process.send_signal(signal.SIGINT)
         said += _read_terminal(parent)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=30) == 130, said
     finally:
         process.kill()
         process.wait()

@@ -110,7 +110,10 @@ def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
     died = float((tmp_path / str(victim)).read_text())
     assert told - died < SOON, "the caller learned of it too late"
     for rank in set(range(workers)) - {victim}:
-        heard = float((tmp_path / str(rank)).read_text())
+        heard_of = tmp_path / str(rank)
+        while not heard_of.exists() and time.time() - died < SOON:
+            threading.Event().wait(0.01)
+        heard = float(heard_of.read_text())
         assert heard - died < SOON, f"rank {rank} learned of it too late"
     for ref in refs:
         with pytest.raises(RankFailed) as each:
@@ -129,7 +132,9 @@ def _objects() -> list[str]:
     """Keys of the session's objects, once all that was under way is over."""
     here = fsd.session.current()
     fsd.loop.run(here.flush())
-    return fsd.loop.run(here.backend.objects.list(""))
+    keys = fsd.loop.run(here.backend.objects.list(""))
+    # On AWS the marks of calls that died stay, for those that these had made.
+    return [key for key in keys if not key.startswith("cancel/")]
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
@@ -160,7 +165,7 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
 
     # The orphans of a dead rank are stopped a moment later.
     ranks = {int(path.read_text()) for path in tmp_path.iterdir()}
-    deadline = time.time() + 20
+    deadline = time.time() + on_aws.amount(20, 120)
     while any(map(_is_running, ranks)) and time.time() < deadline:
         threading.Event().wait(0.1)
     assert not [pid for pid in ranks if _is_running(pid)], "a rank still computes"
@@ -215,6 +220,7 @@ def test_a_rank_that_needed_nobody_keeps_its_value_when_another_raises() -> None
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.on_aws("queue")
 def test_memory_and_time_limits_of_a_rank_are_its_gangs_causes(channel: str) -> None:
     @fsd.remote(world_size=3, memory=256, timeout=on_aws.amount(5, 60), channel=channel)
     def greedy(what: str) -> float:

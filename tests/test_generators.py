@@ -355,7 +355,7 @@ def test_a_process_that_dies_midway_is_an_error_after_the_items_before() -> None
 
 
 def test_the_time_limit_is_that_of_the_whole_generator(tmp_path: Path) -> None:
-    generator = gated.options(timeout=1).remote(f"never-{tmp_path.name}", 2)
+    generator = gated.options(timeout=on_aws.amount(1, 8)).remote(f"never-{tmp_path.name}", 2)
     *good, last = list(generator)
     assert fsd.get(good) == [0, 1]
     with pytest.raises(FunctionTimeout):
@@ -419,6 +419,7 @@ def test_a_ctrl_c_while_an_item_is_waited_for_stops_the_function(
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow_on_aws
 def test_generators_killed_at_random_give_all_items_right(seed: int) -> None:
     print(f"seed {seed}")
 
@@ -570,6 +571,7 @@ def test_the_value_of_an_unknown_end_is_waited_for_like_any() -> None:
 # Inside tasks
 
 
+@pytest.mark.slow_on_aws
 def test_tasks_take_from_generators_of_their_own_with_room_for_two() -> None:
     @fsd.remote
     def total(to: int) -> int:

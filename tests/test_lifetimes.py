@@ -248,6 +248,11 @@ def test_maps_and_executors_leave_nothing(before: set[str]) -> None:
     assert [len(value) for value in large.map([5_000] * 20)] == [5_000] * 20
     with fsd.Executor() as executor:
         assert sum(executor.map(len, inputs)) == 100_000
+    assert kept() == before
+
+
+@pytest.mark.local_only("on AWS a call that is cancelled may store its value, for the session")
+def test_maps_that_are_left_leave_nothing(before: set[str]) -> None:
     for ordered in (True, False):
         outputs = large.map([5_000] * 50, ordered=ordered)
         next(outputs)

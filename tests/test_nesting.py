@@ -34,6 +34,7 @@ def two_at_a_time() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.on_aws("get")
 def test_each_way_to_wait_lets_others_run(way: str) -> None:
     tree = chain(way, 6, 3)
     assert fsd.get([grow.remote(tree) for _ in range(2)], timeout=100) == [tree.total()] * 2
@@ -50,6 +51,7 @@ def trees(depth: int) -> st.SearchStrategy[Tree]:
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(trees(6).filter(lambda tree: tree.size() <= 60))
 @example(chain("gang", 4, 4))
+@pytest.mark.slow_on_aws
 def test_any_tree_of_tasks_comes_to_its_sum(tree: Tree) -> None:
     assert fsd.get(grow.remote(tree), timeout=100) == tree.total()
 
@@ -138,7 +140,7 @@ def test_workers_hash_texts_alike() -> None:
     assert first == second
 
 
-@pytest.mark.local_only("functions of AWS hash by a seed of their own")
+@pytest.mark.local_only("functions of AWS hash by seed 0, which was deployed")
 def test_the_caller_hashes_as_workers_do_where_its_seed_is_set(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -588,6 +588,7 @@ class TestCalls:
         assert fsd.loop.run(objects.list("modules/")) == before
 
 
+@pytest.mark.local_only("on AWS the worker has served other tests of the suite")
 @pytest.mark.usefixtures("session")
 def test_workers_have_loaded_no_other_distribution() -> None:
     @fsd.remote
@@ -639,6 +640,7 @@ def test_a_sessions_runtime_env_is_that_of_all_its_calls(wheels: Path, tmp_path:
     assert not fsd.is_initialized()
 
 
+@pytest.mark.local_only("its memory")
 def test_where_shared_memory_runs_no_code_modules_lie_elsewhere(
     wheels: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def test_the_readme_has_two_samples_and_two_commands() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLES)))
+@pytest.mark.slow_on_aws
 def test_a_sample_of_the_readme_runs_as_written(number: int, tmp_path: Path) -> None:
     script = tmp_path / "sample.py"
     script.write_text(SAMPLES[number], encoding="utf-8")

@@ -27,9 +27,10 @@ def invocations() -> int:
 
 
 def leftovers() -> list[str]:
-    """Objects of gangs; values and arguments go by themselves."""
+    """Objects of gangs; values and arguments go by themselves, marks of calls that died stay."""
     keys = loop.run(session.current().backend.objects.list(""))
-    return [key for key in keys if not key.startswith(("values/", "functions/", "modules/"))]
+    others = ("values/", "functions/", "modules/", "cancel/")
+    return [key for key in keys if not key.startswith(others)]
 
 
 def plain(value: Any) -> Any:
@@ -115,6 +116,7 @@ def test_what_used_up_its_memory_is_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("channel", SOME)
+@pytest.mark.slow_on_aws
 def test_a_gang_whose_ranks_die_for_ever_can_be_cancelled(channel: str) -> None:
     doomed = fsd.remote(world_size=3, channel=channel, max_retries=-1)(mortal.doomed)
 
@@ -138,6 +140,7 @@ def test_the_gang_of_a_task_that_is_killed_ends_with_it() -> None:
 
 
 @pytest.mark.parametrize("channel", SOME)
+@pytest.mark.slow_on_aws
 def test_a_worker_that_dies_in_mid_run_catches_up(
     channel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from fsdray import output
 from fsdray._version import __version__
 from fsdray.backends.aws import border, calls
 from fsdray.backends.aws.clients import Clients
-from fsdray.backends.aws.functions import AwsFunctions, Show
+from fsdray.backends.aws.functions import CANCELS, AwsFunctions, Show
 from fsdray.backends.aws.messages import AwsMessages
 from fsdray.backends.aws.objects import AwsObjects
 from fsdray.backends.aws.stack import Stack, deploying, read_stack
@@ -102,12 +102,11 @@ class _DriverBackend(AwsBackend):
 
     async def close(self) -> None:
         try:
-            ended = await self.functions.stop(_ENDING)
+            await self.functions.stop(_ENDING)
             await self.messages.close()
-            keys = await self.objects.list("")
-            if not ended:
-                # Those that run on find there that they are not wanted; a day ends the marks.
-                keys = [key for key in keys if not key.startswith("cancel/")]
+            # Calls that run on, some of whose callers died, find by a mark that they are not
+            # wanted; a day ends the marks.
+            keys = [key for key in await self.objects.list("") if not key.startswith(CANCELS)]
             await self.objects.delete(keys)
         finally:
             await self._clients.close()

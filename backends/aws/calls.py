@@ -47,7 +47,7 @@ class Event:
     session : the caller's, below which all its objects are.
     call : the call's own id. label : names it for people.
     timeout : seconds. concurrency : calls that the session may run at one time.
-    depth : how many calls are above it that wait for it.
+    above : the ids of the calls above it that wait for it, its caller's last.
     storage : what holds the session's objects (`fsdray.settings.Settings`).
     payload : what the worker runs.
     """
@@ -57,7 +57,7 @@ class Event:
     label: str
     timeout: float
     concurrency: int
-    depth: int
+    above: tuple[str, ...]
     storage: str
     payload: Buffer
 
@@ -70,7 +70,7 @@ class Event:
             "l": self.label,
             "t": self.timeout,
             "c": self.concurrency,
-            "d": self.depth,
+            "a": self.above,
             "o": self.storage,
         }
         return _with_payload(told, self.payload)
@@ -94,7 +94,7 @@ class Event:
             label=told["l"],
             timeout=told["t"],
             concurrency=told["c"],
-            depth=told["d"],
+            above=tuple(told["a"]),
             storage=told["o"],
             payload=_bytes(told["p"]),
         )

@@ -17,9 +17,9 @@ from fsdray.backends.aws import border, template
 from fsdray.backends.aws.cloudformation import CloudFormation, Event
 from fsdray.backends.aws.options import Options, check_name
 from fsdray.backends.aws.package import Package, build
-from fsdray.backends.aws.stack import Stack
+from fsdray.backends.aws.stack import OUTPUT, Stack
 from fsdray.backends.aws.template import Plan
-from fsdray.errors import ServiceError
+from fsdray.errors import ServiceError, SettingsError
 from fsdray.services import MIB
 from fsdray.settings import Settings
 
@@ -146,8 +146,11 @@ def deploy(
         account=account.number,
         partition=account.partition,
     )
-    package = build(options, settings.cache_directory, is_bare=is_bare)
-    parameters = plan.parameters(package.key)
+    _check_kind(stack.name, found, options)
+    package = None
+    if not options.image:
+        package = build(options, settings.cache_directory, is_bare=is_bare)
+    parameters = plan.parameters(package.key if package else "")
     if found is not None and _is_same(found, parameters, options.tags):
         show.say(f"The stack {stack.name!r} in {account.region} is as it should be: nothing to do")
         return Deployed(plan.stack, changed=False)
@@ -203,7 +206,9 @@ def destroy(settings: Settings, show: Show, *, is_dry: bool = False) -> bool:
     return True
 
 
-def described(plan: Plan, package: Package, there: set[tuple[str, str, str]]) -> Iterator[str]:
+def described(
+    plan: Plan, package: Package | None, there: set[tuple[str, str, str]]
+) -> Iterator[str]:
     """What will be done, line by line, and what it costs while it is unused."""
     stack, options = plan.stack, plan.options
     wanted = {(name, kind) for name, kind in plan.resources()}
@@ -218,6 +223,10 @@ def described(plan: Plan, package: Package, there: set[tuple[str, str, str]]) ->
         yield from _counted(kind for _, kind in gone)
     ladder = ", ".join(str(memory) for memory in stack.functions)
     yield f"  functions of {ladder} MB, Python {options.python} on {options.architecture}"
+    if package is None:
+        yield f"  code in the image {options.image}"
+        yield "Unused it costs nothing; ECR bills the storage of the image"
+        return
     late = f", and {len(package.late)} packages beside it" if package.late else ""
     yield f"  code of {package.unpacked / MIB:.0f} MB{late}"
     if not package.is_compiled:
@@ -230,6 +239,21 @@ def described(plan: Plan, package: Package, there: set[tuple[str, str, str]]) ->
         f"Unused it costs ${size / 1e9 * _STORAGE:.3f} a month, for {size / 1e6:.0f} MB of code in "
         "S3, and nothing else"
     )
+
+
+def _check_kind(name: str, found: Mapping[str, Any] | None, options: Options) -> None:
+    """Raise `SettingsError` where functions would have to become others of the same name."""
+    outputs = (found or {}).get("Outputs") or ()
+    if found is None or not any(each["OutputKey"] == OUTPUT for each in outputs):
+        return  # it has no functions yet
+    told = {each["ParameterKey"]: each.get("ParameterValue") for each in found["Parameters"]}
+    images = told.get("Image"), options.image
+    before, after = ("an image" if each else "a package" for each in images)
+    if before != after:
+        raise SettingsError(
+            f"the functions of the stack {name!r} have {before} for code, and {after} needs new "
+            f"ones: `fsdray destroy` it first, or deploy another with --stack NAME"
+        )
 
 
 def _counted(kinds: Iterator[str]) -> Iterator[str]:
@@ -291,12 +315,12 @@ def _is_same(
     return outputs.get("Release") == parameters["Release"] and had == dict(tags)
 
 
-def _upload(account: Account, plan: Plan, package: Package, release: str) -> str:
+def _upload(account: Account, plan: Plan, package: Package | None, release: str) -> str:
     """Put code and templates into the bucket, where they are not there yet; the template's URL."""
     s3, bucket = account.client("s3"), plan.stack.bucket
     with border.crossing(f"uploading the code to {bucket}"):
         there = _keys(s3, bucket, CODE)
-        for key, path in package.files.items():
+        for key, path in (package.files if package else {}).items():
             if key not in there:
                 s3.upload_file(str(path), bucket, key)
         own = "\n".join(plan.options.requirements)
@@ -308,13 +332,13 @@ def _upload(account: Account, plan: Plan, package: Package, release: str) -> str
     return f"https://s3.{account.region}.{domain}/{bucket}/{TEMPLATE}"
 
 
-def _tidy(account: Account, plan: Plan, package: Package) -> None:
+def _tidy(account: Account, plan: Plan, package: Package | None) -> None:
     """Remove code and templates of earlier releases."""
     s3, bucket = account.client("s3"), plan.stack.bucket
     used = {
         REQUIREMENTS,
         TEMPLATE,
-        *package.files,
+        *(package.files if package else ()),
         *(plan.slots_key + ending for ending in plan.nested),
     }
     with border.crossing(f"removing old code from {bucket}"):

@@ -128,6 +128,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     def add_many(name: str, note: str, to: str, metavar: str, kind: Any = str) -> None:
         add(name, f"{note}; again for more", action="append", dest=to, metavar=metavar, type=kind)
 
+    image = "URI of a container image in ECR that is their code, instead of a package (docs/aws.md)"
+    add("image", image, metavar="URI")
     add("extras", "of fsdray, with commas (default: inference)", type=_names, metavar="NAMES")
     add("python", "their version (default: as here)", metavar="3.N")
     add("architecture", "x86_64 or arm64 (default: as here)", metavar="NAME")

@@ -11,7 +11,7 @@ import contextlib
 import io
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from fsdray.errors import (
     FsdrayError,
     FunctionCrashed,
     FunctionTimeout,
+    OutOfMemory,
     SettingsError,
     Throttled,
 )
@@ -57,13 +58,19 @@ NOT_RUN = {
 """Errors of Invoke that say that nothing ran and that it may pass (Lambda's API reference). Not
 ``ServiceException``: a failure inside Lambda, of which nobody knows what it did."""
 
+CANCELS = "cancel/"
+"""What the keys of marks begin with: those of calls that died stay until they expire."""
+
+DEATHS = (FunctionCrashed, FunctionTimeout, OutOfMemory)
+"""After these a call that its function made may run on."""
+
 Show = Callable[[Sequence[tuple[str, str]]], None]
 """Takes lines that calls printed, each with who printed it."""
 
 
 def cancel_key(call: str) -> str:
-    """The object whose being there says that a call is not wanted any more."""
-    return f"cancel/{call}"
+    """The object whose being there says that a call, and what it called, is not wanted any more."""
+    return f"{CANCELS}{call}"
 
 
 def rung(ladder: Mapping[int, str], memory: int) -> tuple[int, str]:
@@ -92,7 +99,7 @@ class AwsFunctions:
     objects : where a call finds that it was cancelled. show : takes what calls print.
     storage : as in `fsdray.settings.Settings`, for the calls' own objects.
     settle : takes what they know of inboxes.
-    depth : calls above this process that wait for it.
+    above : ids of the call that runs in this process, last, and of those that wait for it.
     """
 
     def __init__(
@@ -105,7 +112,7 @@ class AwsFunctions:
         show: Show,
         settle: Callable[[Sequence[Sequence[int]]], None],
         storage: str = "standard",
-        depth: int = 0,
+        above: tuple[str, ...] = (),
     ) -> None:
         self._clients = clients
         self._ladder = ladder
@@ -114,7 +121,7 @@ class AwsFunctions:
         self._show = show
         self._storage = storage
         self._settle = settle
-        self.depth = depth
+        self.above = above
         self._admission = Admission(limits.concurrency)
         self._running: dict[str, asyncio.Task[bytes]] = {}
         self._cancelled: set[str] = set()  # of those
@@ -130,7 +137,7 @@ class AwsFunctions:
         size = memoryview(payload).nbytes
         if size > self.limits.payload:
             raise SettingsError(f"a payload of {size:,} bytes: at most {self.limits.payload:,}")
-        if self.depth >= DEPTH:
+        if len(self.above) >= DEPTH:
             raise SettingsError(
                 f"{calls.name_of(label)} would be the {DEPTH + 1}th of calls that wait for one "
                 "another: recursion this deep keeps a function waiting, and billed, at each level. "
@@ -144,7 +151,7 @@ class AwsFunctions:
             label=label,
             timeout=timeout,
             concurrency=self.limits.concurrency,
-            depth=self.depth + 1,
+            above=self.above,
             storage=self._storage,
             payload=payload,
         ).dump()
@@ -222,17 +229,27 @@ class AwsFunctions:
             running.cancel()
             return
         running.add_done_callback(lambda task: task.cancelled() or task.exception())
-        telling = asyncio.create_task(self._mark(call, running, at_once))
+        self._telling_goes_on(self._mark(call, running, at_once))
+
+    def _tell_below(self, call: str) -> None:
+        """Have the calls of one that died stop: they find no other who could tell them."""
+        self._telling_goes_on(self._put_mark(call))
+
+    def _telling_goes_on(self, marking: Coroutine[Any, Any, None]) -> None:
+        telling = asyncio.create_task(marking)
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
         telling.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _put_mark(self, call: str) -> None:
+        await self._objects.put(cancel_key(call), b"")
 
     async def _mark(self, call: str, running: asyncio.Task[bytes], at_once: bool) -> None:
         if not at_once:
             # It does not look before; most have ended by then.
             await asyncio.wait({running}, timeout=LOOK / 2)
         if not running.done():
-            await self._objects.put(cancel_key(call), b"")
+            await self._put_mark(call)
             clearing = asyncio.create_task(self._unmark(call, running))
             self._clearing.add(clearing)
             clearing.add_done_callback(self._clearing.discard)
@@ -274,7 +291,10 @@ class AwsFunctions:
                 self._count_seconds(memory, clock() - began)
             raise
         except Exception as error:
-            raise self._lost(error, name, memory, timeout, clock() - began) from error
+            lost = self._lost(error, name, memory, timeout, clock() - began)
+            if isinstance(lost, DEATHS):  # or it runs on, and is not wanted
+                self._tell_below(call)
+            raise lost from error
         seconds = clock() - began
         log = calls.read_log(answer.get("LogResult"))
         if log.gb_seconds is None:
@@ -283,7 +303,7 @@ class AwsFunctions:
             self._clients.count("gb_seconds", log.gb_seconds)
         if "FunctionError" in answer:
             self._show([(label, line) for line in log.lines])
-            raise calls.failure_of(
+            failure = calls.failure_of(
                 body,
                 log,
                 name=name,
@@ -292,6 +312,9 @@ class AwsFunctions:
                 timeout=timeout,
                 seconds=seconds,
             )
+            if isinstance(failure, DEATHS) and call not in self._cancelled:
+                self._tell_below(call)
+            raise failure
         replied = Answer.load(body)
         if replied.printed:
             self._show(replied.printed)

@@ -7,6 +7,7 @@ a call early, and `fsdray.worker` what a call is.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
@@ -35,7 +36,7 @@ class _Environment:
 
     def __init__(self) -> None:
         self._stack = Stack.of_environment()
-        late.install(self._stack.bucket, self._stack.region)
+        self.compiled = late.install(self._stack.bucket, self._stack.region)
         read_secrets(self._stack.region)
         self._clients = Clients(count, region=self._stack.region)
         self._backend: AwsBackend | None = None  # of the session that called last
@@ -55,7 +56,7 @@ class _Environment:
                 event.storage,
                 self.printed.pass_on,
             )
-        backend.functions.depth = event.depth
+        backend.functions.above = (*event.above, event.call)
         return backend
 
 
@@ -80,7 +81,9 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
             _respond_past(context.aws_request_id, Answer(reply, here.printed.end()))
 
     async def is_unwanted() -> bool:
-        return await backend.objects.get(cancel_key(event.call)) is not None
+        # Its own mark, or that of its caller, which died.
+        marks = [cancel_key(call) for call in (event.call, *event.above[-1:])]
+        return any(await asyncio.gather(*map(backend.objects.get, marks)))
 
     here.printed.begin(event)
     watching = watch(timeout, is_unwanted, functions.tell_all)
@@ -90,6 +93,8 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
         is_over.set()
         if functions.is_telling:
             loop.run(functions.told())
+        if here.compiled is not None:
+            here.compiled.keep()
     finally:
         watching.cancel()
         printed = here.printed.end()

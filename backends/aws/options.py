@@ -27,6 +27,10 @@ _LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
 _VARIABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]+")
 _SECRET = re.compile(r"arn:[\w-]+:(secretsmanager:[^:]*:\d*:secret:|ssm:[^:]*:\d*:parameter/)\S+")
+_IMAGE = re.compile(
+    r"\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/[a-z0-9][a-z0-9._/-]*"
+    r"(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})"
+)
 # Lambda's own, and those that say where fsdray and AWS are.
 _TAKEN = re.compile(r"(AWS_|FSDRAY_|LAMBDA_|_HANDLER|_X_AMZN|PYTHON)\w*")
 _NOT_KEPT = ("python", "architecture", "requirements")
@@ -65,6 +69,7 @@ class Options:
     tags : of all resources.
     extras : of fsdray, that the code has, as ``inference``.
     requirements : lines of the user's own.
+    image : URI of a container image in ECR that is the functions' code, instead of a package.
 
     Raises
     ------
@@ -90,6 +95,7 @@ class Options:
     tags: Mapping[str, str] = field(default_factory=dict)
     extras: tuple[str, ...] = ("inference",)
     requirements: tuple[str, ...] = ()
+    image: str = ""
 
     def __post_init__(self) -> None:
         def check(fine: bool, name: str, wanted: str) -> None:
@@ -109,6 +115,8 @@ class Options:
         check(self.architecture in ("x86_64", "arm64"), "architecture", "x86_64 or arm64")
         if self.snapstart and self.python == "3.11":
             raise SettingsError("snapstart: Lambda has it from Python 3.12 on; this is 3.11")
+        if self.image:
+            self._check_image()
         check(512 <= self.storage <= 10_240, "storage", "MB from 512 to 10240")
         check(
             self.log_days in _LOG_DAYS,
@@ -138,6 +146,20 @@ class Options:
                 f"the options hold {len(self.dump())} bytes, and a stack keeps {_MOST_KEPT}: put "
                 "long values into a secret or into a package of yours"
             )
+
+    def _check_image(self) -> None:
+        if not _IMAGE.fullmatch(self.image):
+            raise SettingsError(
+                f"image={self.image!r}: give the URI of an image in ECR, with its tag or digest, "
+                "as 123456789012.dkr.ecr.eu-west-1.amazonaws.com/fsdray:1. Lambda takes no others"
+            )
+        for name, why in (
+            ("requirements", "install them in the image"),
+            ("extras", "install fsdray with its extras in the image"),
+            ("snapstart", "Lambda has it for packages alone"),
+        ):
+            if getattr(self, name) != _default(name):
+                raise SettingsError(f"{name} cannot be given with an image: {why}")
 
     def dump(self) -> str:
         """As the stack keeps them: what differs from the defaults.

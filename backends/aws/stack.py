@@ -32,6 +32,7 @@ class Stack:
     topics : ARNs; topic g serves slots 200g to 200g + 199.
     queues : what the URL of a slot's queue begins with; four digits follow.
     slots : how many there are.
+    image : the container image that is its functions' code; empty where that is a package.
     express : a directory bucket of S3 Express One Zone; empty where there is none.
     """
 
@@ -47,6 +48,7 @@ class Stack:
     queues: str
     slots: int
     express: str = ""
+    image: str = ""
 
     def dump(self) -> str:
         """As `of_environment` reads it."""

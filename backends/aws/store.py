@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from fsdray.backends.aws import border
@@ -53,5 +52,8 @@ def _date(answer: Mapping[str, Any]) -> float:
     """The store's own time, in whole seconds."""
     headers = (answer.get("ResponseMetadata") or {}).get("HTTPHeaders") or {}
     told = headers.get("date")
-    # S3 always tells; what does not is no S3, and then one clock is as good as another.
-    return time.time() if told is None else parsedate_to_datetime(told).timestamp()
+    if told is None:  # S3 always tells; to what is no S3, one clock is as good as another
+        return time.time()
+    from email.utils import parsedate_to_datetime  # AWS's client brings it; a cold start need not
+
+    return parsedate_to_datetime(told).timestamp()

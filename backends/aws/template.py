@@ -44,13 +44,17 @@ class Plan:
     options: Options
 
     def parameters(self, code: str) -> dict[str, str]:
-        """The template's parameters, for code at a key of the bucket, which says what is in it."""
+        """The template's parameters, for code at a key of the bucket, which says what is in it.
+
+        It is ``""`` for code that is an image.
+        """
         options = self.options
         secrets = {arn: ":ssm:" in arn for arn in options.secrets.values()}
         known = {
             "Stack": self.stack.dump(),
             "Options": options.dump(),
             "CodeKey": code,
+            "Image": options.image,
             "SlotsKey": self.slots_key,
             "Runtime": f"python{options.python}",
             "Architecture": options.architecture,
@@ -118,6 +122,7 @@ def plan(name: str, options: Options, *, region: str, account: str, partition: s
         ),
         queues=f"https://sqs.{region}.{domain}/{account}/{name}-slot-",
         slots=options.slots,
+        image=options.image,
         express=f"{name}-{account}--{options.express_zone}--x-s3" if options.express_zone else "",
     )
     blocks = range(-(-options.slots // BLOCK))

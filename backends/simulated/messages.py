@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fsdray import buffers
 from fsdray.backends.simulated.world import Node, World
 from fsdray.errors import ServiceError
 from fsdray.services import (
@@ -213,7 +214,7 @@ class SimulatedMessages:
     async def publish(self, messages: Sequence[Message]) -> None:
         self.limits.check_publish(messages)
         world = self._world
-        left = [(bytes(message.body), message) for message in messages]  # bytes are not copied
+        left = [(buffers.joined([message.body]), message) for message in messages]
         direct = is_direct(messages)
         deliver = world.network.direct if direct else world.network.deliver
 

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 
+from fsdray import buffers
 from fsdray.backends.simulated.world import Node, World
 from fsdray.services import Blob, Buffer, ObjectLimits, Pace, gets, puts
 
@@ -19,11 +20,13 @@ class Store:
     """Keys, their bytes and etags, and who waits for a key."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, tuple[bytes, str]] = {}
+        self._objects: dict[str, tuple[memoryview, str]] = {}
         self._etags = itertools.count()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
-    def write(self, key: str, data: bytes, if_absent: bool, if_match: str | None) -> str | None:
+    def write(
+        self, key: str, data: memoryview, if_absent: bool, if_match: str | None
+    ) -> str | None:
         held = self._objects.get(key)
         if (if_absent and held) or (if_match is not None and (not held or held[1] != if_match)):
             return None
@@ -41,7 +44,7 @@ class Store:
             return None
         data, etag = held
         start, end = (0, len(data)) if span is None else span
-        return Blob(memoryview(bytearray(memoryview(data)[start:end])), len(data), etag)
+        return Blob(memoryview(buffers.own([data[start:end]])), len(data), etag)
 
     def has(self, key: str) -> bool:
         return key in self._objects
@@ -87,21 +90,20 @@ class SimulatedObjects:
         self.limits.check_put(key, if_absent, if_match)
         world = self._world
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
-        whole = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
-        assert isinstance(whole, bytes)
+        whole = memoryview(buffers.joined(parts))
 
         async def once() -> str | None:
-            world.count("put", puts(len(whole)))
-            world.count("put_bytes", len(whole))
+            world.count("put", puts(whole.nbytes))
+            world.count("put_bytes", whole.nbytes)
             takes = world.latency(world.network.put)
             start = world.puts.end(self._node.connect(takes), 1)
-            await world.until(self._node.up.end(start, len(whole)) + takes)
+            await world.until(self._node.up.end(start, whole.nbytes) + takes)
             if if_absent and world.happens(world.faults.twin):
                 world.record(self._node.rank, "twin", key=key)
                 self._store.write(key, whole, if_absent, if_match)
             etag = self._store.write(key, whole, if_absent, if_match)
             world.record(
-                self._node.rank, "put", key=key, bytes=len(whole), written=int(etag is not None)
+                self._node.rank, "put", key=key, bytes=whole.nbytes, written=int(etag is not None)
             )
             return etag
 

@@ -13,7 +13,7 @@ from fsdray.collective.frames import Codec
 from fsdray.services import Buffer
 
 _COUNT = struct.Struct("<Q")
-_BOX = struct.Struct("<IIIxxxxQQ")  # source, destination, codec, start, end
+_BOX = struct.Struct("<III?xxxQQ")  # source, destination, codec, whether it is a note, start, end
 _ALIGN = 64  # bytes: as in a message of its own
 HEAD = _COUNT.size
 ENTRY = _BOX.size
@@ -21,12 +21,25 @@ ENTRY = _BOX.size
 
 @dataclass(frozen=True)
 class Box:
-    """A message of `source` for `dest`, ranks of a communicator."""
+    """A message of `source` for `dest`, ranks of a communicator.
+
+    Where it `is_note`, the message itself comes straight from its source.
+    """
 
     source: int
     dest: int
     codec: Codec
     payload: Sequence[Buffer]
+    is_note: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message."""
+        return sum(memoryview(part).nbytes for part in self.payload)
+
+    def as_note(self) -> Box:
+        """What goes in the place of a message that goes straight."""
+        return Box(self.source, self.dest, self.codec, (), is_note=True)
 
 
 def pack(boxes: Sequence[Box]) -> list[Buffer]:
@@ -35,9 +48,9 @@ def pack(boxes: Sequence[Box]) -> list[Buffer]:
     body: list[Buffer] = []
     start = at = HEAD + ENTRY * len(boxes)
     for box in boxes:
-        size = sum(memoryview(part).nbytes for part in box.payload)
+        size = box.size
         start = at + -at % _ALIGN
-        head.append(_BOX.pack(box.source, box.dest, box.codec, start, start + size))
+        head.append(_BOX.pack(box.source, box.dest, box.codec, box.is_note, start, start + size))
         body += (bytes(start - at), *box.payload)
         at = start + size
     return [b"".join(head), *body]
@@ -49,8 +62,8 @@ def unpack(payload: Buffer) -> list[Box]:
     (count,) = _COUNT.unpack_from(view)
     boxes = []
     for i in range(count):
-        source, dest, codec, start, end = _BOX.unpack_from(view, HEAD + ENTRY * i)
-        boxes.append(Box(source, dest, Codec(codec), [view[start:end]]))
+        source, dest, codec, is_note, start, end = _BOX.unpack_from(view, HEAD + ENTRY * i)
+        boxes.append(Box(source, dest, Codec(codec), [view[start:end]], is_note))
     return boxes
 
 

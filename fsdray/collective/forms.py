@@ -6,15 +6,18 @@ Pure functions of sizes and limits: `channels.auto` chooses by them, the formula
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from fsdray.collective.combined import ALIGN, HEAD, SPAN_SIZE, layout
 from fsdray.collective.frames import overhead
 from fsdray.costs.medium import Bill, Medium, best
 from fsdray.services import ADDRESS, ENVELOPE, KIB, MessageLimits, units
+
+T = TypeVar("T")
 
 Spec: TypeAlias = tuple[tuple[int, ...], int]
 """A parcel as far as billing goes: to whom, and how many bytes of payload."""
@@ -30,6 +33,10 @@ brings 10 messages at most, so that the last of 4,095 ranks would be heard after
 _FULL = 10  # senders from whom on a receiver's batches are taken to be full
 
 
+Wave: TypeAlias = tuple[float, tuple[int, ...]]
+"""Messages that come to an inbox together: after so many seconds, billed bytes of each."""
+
+
 @dataclass(frozen=True)
 class Sent:
     """What one rank's part of one exchange comes to.
@@ -37,18 +44,34 @@ class Sent:
     Parameters
     ----------
     counts : what the sender asks for.
-    frames : billed bytes of the messages that each receiver finds in its inbox.
+    coming : what a receiver of each parcel finds in its inbox: billed bytes of the messages that
+        come by a send, and of those that come by a publish, which takes longer.
     fetched : what all receivers together ask of the object.
     up, down : bytes that leave the sender, and that come to one receiver.
     is_direct : whether all messages are sent to one inbox, not published.
+    reads : gets, one after the other, by which a receiver of each parcel has it from an object.
     """
 
     counts: dict[str, float]
-    frames: tuple[int, ...]
+    coming: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     fetched: dict[str, float]
     up: int
     down: int
     is_direct: bool
+    reads: tuple[int, ...] = ()
+
+    def waves(self, parcel: int, medium: Medium) -> list[Wave]:
+        """What a receiver of a parcel finds in its inbox, and when after it was sent."""
+        if not self.coming:
+            return []
+        first = medium.put.median if self.fetched else 0.0
+        after = first + medium.direct.median, first + medium.deliver.median
+        return [(at, some) for at, some in zip(after, self.coming[parcel], strict=True) if some]
+
+    def frames(self, parcel: int) -> tuple[int, ...]:
+        """All of these messages."""
+        direct, other = self.coming[parcel] if self.coming else ((), ())
+        return (*direct, *other)
 
 
 def groups(ranks: Sequence[int], fanout: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -72,46 +95,50 @@ def frame_sizes(payload: int, destinations: int, limits: MessageLimits) -> list[
     return [limits.message] * full + ([envelope + rest] if rest or not full else [])
 
 
-def published(frames: Sequence[tuple[int, tuple[int, ...]]], limits: MessageLimits) -> list[Sent]:
-    """The batches that hold frames of these sizes and targets, the largest placed first."""
-    closed: list[tuple[int, int, set[tuple[int, ...]]]] = []
-    opened: list[tuple[int, int, set[tuple[int, ...]]]] = []
-    least = min((size for size, _ in frames), default=0)
-    for size, ranks in sorted(frames, key=lambda frame: -frame[0]):
-        for i, (used, count, targets) in enumerate(opened):
+def published(frames: Sequence[Spec], limits: MessageLimits) -> list[list[int]]:
+    """The batches that hold frames of these targets and sizes, the largest placed first.
+
+    Each is given by the places of its frames.
+    """
+    closed: list[list[int]] = []
+    opened: list[tuple[int, list[int]]] = []
+    least = min((size for _, size in frames), default=0)
+    for place in sorted(range(len(frames)), key=lambda place: -frames[place][1]):
+        size = frames[place][1]
+        for i, (used, batch) in enumerate(opened):
             if used + size <= limits.batch:
-                targets.add(ranks)
-                opened[i] = (used + size, count + 1, targets)
+                batch.append(place)
+                opened[i] = (used + size, batch)
                 break
         else:
             i = len(opened)
-            opened.append((size, 1, {ranks}))
-        used, count, _ = opened[i]
-        if count == limits.batch_messages or used + least > limits.batch:  # nothing more fits
-            closed.append(opened.pop(i))
-    return [_call(size, targets) for size, _, targets in (*closed, *opened)]
+            opened.append((size, [place]))
+        used, batch = opened[i]
+        if len(batch) == limits.batch_messages or used + least > limits.batch:
+            closed.append(opened.pop(i)[1])  # nothing more fits
+    return [*closed, *(batch for _, batch in opened)]
 
 
 def mixed(parcels: Sequence[Spec], large: frozenset[int], limits: MessageLimits) -> Sent:
     """Parcels as frames in messages, and the `large` ones as one object with pointers."""
-    inline = [parcel for i, parcel in enumerate(parcels) if i not in large]
     objects = [parcels[i] for i in sorted(large)]
-    by_group: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-    first: list[int] = []
+    by_group: dict[int, list[Spec]] = {}
+    owners: dict[int, list[int]] = {}  # whose frame it is; -1: that of no receiver we follow
 
-    def add(ranks: tuple[int, ...], payload: int) -> None:
+    def add(ranks: tuple[int, ...], payload: int, owner: int) -> None:
         for group, some in groups(ranks, limits.fanout):
             sizes = frame_sizes(payload, len(some), limits)
-            by_group.setdefault(group, []).extend((size, some) for size in sizes)
-            if not first:
-                first.extend(sizes)
+            by_group.setdefault(group, []).extend((some, size) for size in sizes)
+            owners.setdefault(group, []).extend([owner] * len(sizes))
+            owner = -1
 
-    for ranks, payload in inline:
-        add(ranks, payload)
-    down = sum(first)
+    for i, (ranks, payload) in enumerate(parcels):
+        if i not in large:
+            add(ranks, payload, i)
     counts: dict[str, float] = {}
     fetched: dict[str, float] = {}
-    up = 0
+    up = down = 0
+    pointed: dict[int, int] = {}  # owners of pointers, by group
     if objects:
         placed = layout([(len(ranks), size) for ranks, size in objects])
         spans = [end - start + start % ALIGN for start, end in placed.spans]
@@ -120,16 +147,33 @@ def mixed(parcels: Sequence[Spec], large: frozenset[int], limits: MessageLimits)
         counts |= {"put": 1, "put_bytes": placed.size}
         fetched = {"get": readers, "get_bytes": total}
         up = placed.size
-        down = max(down, total // readers)
+        down = total // readers
         for ranks, entries in pointers([ranks for ranks, _ in objects], limits):
-            add(ranks, SPAN_SIZE * entries)
-    calls = [call for frames in by_group.values() for call in published(frames, limits)]
-    for call in calls:
-        for name, amount in call.counts.items():
-            counts[name] = counts.get(name, 0.0) + amount
-    up += sum(call.up for call in calls)
-    direct = bool(calls) and all(call.is_direct for call in calls)
-    return Sent(counts, tuple(first), fetched, up, down, direct)
+            pointed[ranks[0] // limits.fanout] = owner = len(parcels) + len(pointed)
+            add(ranks, SPAN_SIZE * entries, owner)
+    found: list[tuple[list[int], list[int]]] = [
+        ([], []) for _ in range(len(parcels) + len(pointed))
+    ]
+    is_direct = bool(by_group)
+    for group, frames in by_group.items():
+        for batch in published(frames, limits):
+            targets = {frames[place][0] for place in batch}
+            is_send = len(targets) == 1 and len(next(iter(targets))) == 1
+            size = sum(frames[place][1] for place in batch)
+            name = "send" if is_send else "publish"
+            for what, amount in (("", 1), ("_units", units(size)), ("_bytes", size)):
+                counts[name + what] = counts.get(name + what, 0.0) + amount
+            up += size
+            is_direct = is_direct and is_send
+            for place in batch:
+                owner = owners[group][place]
+                if owner >= 0:
+                    found[owner][not is_send].append(frames[place][1])
+    coming = [(tuple(direct), tuple(other)) for direct, other in found]
+    for i in large:
+        coming[i] = coming[pointed[parcels[i][0][0] // limits.fanout]]
+    down = max(down, max((sum(map(sum, each)) for each in coming), default=0))
+    return Sent(counts, tuple(coming[: len(parcels)]), fetched, up, down, is_direct)
 
 
 def in_object(parcels: Sequence[Spec]) -> Sent:
@@ -138,16 +182,17 @@ def in_object(parcels: Sequence[Spec]) -> Sent:
         return Sent({}, (), {}, 0, 0, False)
     placed = layout([(len(ranks), size) for ranks, size in parcels])
     head = min(HEAD, placed.size)
-    gets, got = 0, 0
+    reads, got = [], 0
     for (ranks, _), (start, end) in zip(parcels, placed.spans, strict=True):
         more = end > head
-        gets += len(ranks) * (1 + more + (placed.index > HEAD))
+        reads.append(1 + more + (placed.index > HEAD))
         got += len(ranks) * (head + more * (end - start + start % ALIGN))
         got += len(ranks) * (placed.index > HEAD) * placed.index
+    readers = sum(len(ranks) for ranks, _ in parcels)
+    gets = sum(len(ranks) * n for (ranks, _), n in zip(parcels, reads, strict=True))
     counts = {"put": 1.0, "put_bytes": float(placed.size)}
     fetched = {"get": float(gets), "get_bytes": float(got)}
-    readers = sum(len(ranks) for ranks, _ in parcels)
-    return Sent(counts, (), fetched, placed.size, got // max(1, readers), False)
+    return Sent(counts, (), fetched, placed.size, got // max(1, readers), False, tuple(reads))
 
 
 @lru_cache(maxsize=4096)
@@ -174,9 +219,12 @@ def stored(
     return ways[best(bills, medium, ranks)]
 
 
-def received(frames: Sequence[int], limits: MessageLimits) -> dict[str, float]:
-    """What a reader asks for who finds these messages in its inbox, all at once, in this order."""
-    receives, paid, at = 0, 0, 0
+def received(frames: Sequence[int], limits: MessageLimits) -> list[tuple[int, int]]:
+    """The receives of who finds these messages in its inbox, all at once, in this order.
+
+    Each is given by how many messages it brings, and their billed bytes.
+    """
+    found, at = [], 0
     while at < len(frames):
         size, first = frames[at], at
         at += 1
@@ -187,13 +235,58 @@ def received(frames: Sequence[int], limits: MessageLimits) -> dict[str, float]:
         ):
             size += frames[at]
             at += 1
-        receives += 1
-        paid += units(size)
+        found.append((at - first, size))
+    return found
+
+
+def together_at(waves: Iterable[tuple[float, Sequence[T]]]) -> list[tuple[float, list[T]]]:
+    """Waves by their time, those of one time as one."""
+    at: dict[float, list[T]] = {}
+    for seconds, some in waves:
+        at.setdefault(round(seconds, 9), []).extend(some)
+    return sorted(at.items(), key=lambda wave: wave[0])
+
+
+def read(waves: Iterable[Wave], limits: MessageLimits) -> dict[str, float]:
+    """What one reader asks for to whom these messages come, where it has read each wave in time.
+
+    Full receives have it begin as many as what is still to come would fill; those that are not
+    needed then are billed too.
+    """
+    receives, paid, full, waiting, total = 0, 0, 0, 0, 0
+    for _, frames in together_at(waves):
+        total += len(frames)
+        if full:
+            waiting = max(waiting, min(READERS, -(-len(frames) // full)))
+        batches = received(frames, limits)
+        receives += len(batches)
+        paid += sum(units(size) for _, size in batches)
+        waiting = max(0, waiting - len(batches))
+        many, size = batches[-1]
+        is_full = many >= limits.receive_messages or size > limits.receive - limits.message
+        full = many if is_full else 0
     return {
-        "receive": receives,
-        "receive_units": paid,
-        "acknowledge": -(-len(frames) // limits.acknowledge),
+        "receive": receives + waiting,
+        "receive_units": paid + waiting,
+        "acknowledge": -(-total // limits.acknowledge),
     }
+
+
+def through(waves: Sequence[tuple[Wave, bool]], limits: MessageLimits, medium: Medium) -> float:
+    """When a reader has read all those of these waves that it waits for, which are marked."""
+    last = done = 0.0
+    for at, marked in together_at(
+        (at, [(n, is_wanted) for n in some]) for (at, some), is_wanted in waves
+    ):
+        wanted = max((i for i, (_, is_wanted) in enumerate(marked) if is_wanted), default=-1)
+        last, count = max(last, at), 0
+        for i, (many, _) in enumerate(received([size for size, _ in marked], limits)):
+            read_at = last + medium.receive.median * -(-i // READERS)
+            if count <= wanted:
+                done = read_at
+            count += many
+        last = read_at
+    return done
 
 
 def hop(sent: Sent, messages: int, medium: Medium) -> float:
@@ -220,13 +313,6 @@ def pointers(
     return [(tuple(some), 1 if is_one else len(some)) for some in found.values()]
 
 
-def _call(size: int, targets: set[tuple[int, ...]]) -> Sent:
-    direct = len(targets) == 1 and len(next(iter(targets))) == 1
-    name = "send" if direct else "publish"
-    counts = {name: 1.0, f"{name}_units": float(units(size)), f"{name}_bytes": float(size)}
-    return Sent(counts, (), {}, size, 0, direct)
-
-
 def _of_one(
     sent: Sent, parcels: Sequence[Spec], fellows: int, medium: Medium, limits: MessageLimits
 ) -> Bill:
@@ -234,10 +320,13 @@ def _of_one(
     readers = sum(len(ranks) for ranks, _ in parcels)
     fellows = max(1, fellows)
     share = min(fellows, _FULL)
-    taken = received(sent.frames * share, limits)
     counts = dict(sent.counts)
-    for name, amount in taken.items():
-        counts[name] = counts.get(name, 0.0) + readers * amount / share
+    alike: Counter[tuple[int, ...]] = Counter()
+    for i, (ranks, _) in enumerate(parcels):
+        alike[sent.frames(i)] += len(ranks)
+    for frames, many in alike.items():
+        for name, amount in read([(0.0, frames * share)], limits).items():
+            counts[name] = counts.get(name, 0.0) + many * amount / share
     for name, amount in sent.fetched.items():
         counts[name] = counts.get(name, 0.0) + amount
     # Of all who send at once each pays its part of the wait.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fsdray import buffers
 from fsdray.collective.checksum import checksum
 from fsdray.services import Buffer
 
@@ -108,7 +109,7 @@ def overhead(destinations: int) -> int:
 
 def pack(frame: Frame) -> bytes:
     """The frame as bytes, its checksum over all that comes before it."""
-    return b"".join(pack_parts(frame, [frame.payload]))
+    return buffers.joined(pack_parts(frame, [frame.payload]))
 
 
 def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
@@ -189,6 +190,6 @@ def operation_in(start: Buffer) -> Operation | None:
 
 def split(payload: Sequence[Buffer], limit: int) -> list[memoryview]:
     """A payload, joined, in pieces of at most `limit` bytes; an empty one is one piece."""
-    joined = payload[0] if len(payload) == 1 else b"".join(payload)
-    view = memoryview(joined).cast("B")
+    whole = payload[0] if len(payload) == 1 else buffers.joined(payload)
+    view = memoryview(whole).cast("B")
     return [view[at : at + limit] for at in range(0, max(1, view.nbytes), limit)]

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fsdray import buffers
 from fsdray.collective.frames import Codec, Frame, Key, Operation
 from fsdray.collective.matching import Matching
 from fsdray.collective.parcels import Outgoing
@@ -128,7 +129,7 @@ class Mailbox:
     def keep_own(self, outgoing: Outgoing) -> None:
         """Keep what this rank sends to itself."""
         for parcel in outgoing.parcels:
-            payload = bytearray().join(parcel.payload)
+            payload = buffers.own(parcel.payload)
             key = Key(outgoing.communicator, True, outgoing.number, self._rank)
             self._keep(
                 key,
@@ -245,7 +246,7 @@ class Mailbox:
         payload = first.payload
         if len(frames) > 1 or memoryview(payload).readonly:
             # Receivers may write what they receive, and want it aligned.
-            payload = bytearray().join(frame.payload for frame in frames)
+            payload = buffers.own([frame.payload for frame in frames])
         self._keep(key, Letter(key.source, first.operation, first.tag, first.codec, payload))
 
     def _keep(self, key: Key, letter: Letter) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from hashlib import blake2b
 from typing import Any, SupportsIndex, TypeVar
 
-from fsdray import wire
+from fsdray import buffers, wire
 from fsdray.collective import codec
 from fsdray.collective.algorithms import Exchange
 from fsdray.collective.channels import SendsNothing
@@ -256,7 +256,7 @@ def opened(letter: Letter) -> Any:
 
 def copied(value: Any) -> Any:
     """This rank's own contribution as the others would receive it: nobody shares it."""
-    return wire.decode(bytearray().join(wire.encode(value)))
+    return wire.decode(buffers.own(wire.encode(value)))
 
 
 def child_id(parent: int, number: int, color: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fsdray import wire
@@ -23,6 +24,8 @@ from fsdray.collective.algorithms import (
     each_to_each,
     from_root,
     grid,
+    passes_grid,
+    passes_root,
     to_root,
 )
 from fsdray.collective.algorithms.ways import NOMINAL, ONE_ROUND
@@ -109,13 +112,15 @@ class Relays(PointToPoint):
             return self._exchange(operation, pattern, given, number=number)
         self._check_open()
         parcel = self._parcel((0,), value)
+        if self.rank and passes_root(self.setting(), parcel.size):
+            parcel = replace(parcel, destinations=self._others())
         up = self._number() if number is None else number
         return self._combined(operation, parcel, up, self._number(), self._posted)
 
     async def _combined(
         self, operation: Operation, parcel: Parcel, up: int, down: int, posted: _Posted
     ) -> dict[int, Any]:
-        """All send to root, who sends all together to all."""
+        """All send to root, who sends all together to all; large ones all are sent at once."""
         gather = to_root(self.rank, self.size, 0)
         give = from_root(self.rank, self.size, 0, is_multicast=True)
         try:
@@ -126,7 +131,10 @@ class Relays(PointToPoint):
                     Box(source, 0, letter.codec, [letter.payload])
                     for source, letter in sorted(letters.items())
                 ]
-                both = [self._bundle(ranks, boxes) for ranks in give.destinations]
+                here = self.setting()
+                told = boxes[:1]
+                told += [b.as_note() if passes_root(here, b.size) else b for b in boxes[1:]]
+                both = [self._bundle(ranks, told) for ranks in give.destinations]
                 await self._swap(self._outgoing(operation, down, give, both), (), posted)
             else:
                 out = self._outgoing(operation, up, gather, [parcel])
@@ -134,7 +142,8 @@ class Relays(PointToPoint):
                 last = self._outgoing(operation, down, give)
                 letters = await self._swap(last, give.sources, before=up)
                 boxes = bundles.unpack(letters[0].payload)
-            return {box.source: _value(box) for box in boxes if box.source != self.rank}
+            boxes = [box for box in boxes if box.source != self.rank]
+            return await self._values(operation, boxes, up)
         finally:
             self._over(up, down)
 
@@ -156,8 +165,13 @@ class Relays(PointToPoint):
     async def _by_grid(
         self, operation: Operation, held: list[Box], numbers: Sequence[int], posted: _Posted
     ) -> dict[int, Any]:
-        """Each message by way of the rank in its source's row and its destination's column."""
+        """Each message by way of the rank in its source's row and its destination's column.
+
+        Large ones that would move twice go straight.
+        """
         by = grid(self.size)
+        here = self.setting()
+        straight: list[Parcel] = []
         try:
             for number, is_first in zip(numbers, (True, False), strict=True):
                 pattern = by.first(self.rank) if is_first else by.second(self.rank)
@@ -165,16 +179,32 @@ class Relays(PointToPoint):
                 kept: list[Box] = []
                 for box in held:
                     to = by.via(box.source, box.dest) if is_first else box.dest
+                    if is_first and to not in (self.rank, box.dest) and passes_grid(here, box.size):
+                        ranks = (self._members[box.dest],)
+                        straight.append(Parcel(ranks, box.codec, box.payload))
+                        box = box.as_note()
                     (kept if to == self.rank else out[to]).append(box)
                 parcels = [self._bundle((rank,), some) for rank, some in out.items()]
+                parcels += straight if is_first else []
                 outgoing = self._outgoing(operation, number, pattern, parcels)
                 letters = await self._swap(outgoing, pattern.sources, posted if is_first else None)
                 held = kept
                 for _, letter in sorted(letters.items()):
                     held += bundles.unpack(letter.payload)
-            return {box.source: _value(box) for box in held}
+            return await self._values(operation, held, numbers[0])
         finally:
             self._over(*numbers)
+
+    async def _values(
+        self, operation: Operation, boxes: Sequence[Box], number: int
+    ) -> dict[int, Any]:
+        """The messages in boxes, by their sources; those that came straight came in `number`."""
+        sources = tuple(box.source for box in boxes if box.is_note)
+        empty = self._outgoing(operation, number, Exchange((), sources))
+        letters = await self._swap(empty, sources) if sources else {}
+        return {
+            box.source: opened(letters[box.source]) if box.is_note else _value(box) for box in boxes
+        }
 
     # Reduced, at everybody
 
@@ -288,6 +318,9 @@ class Relays(PointToPoint):
     def _bundle(self, ranks: Sequence[int], boxes: Sequence[Box]) -> Parcel:
         members = tuple(self._members[rank] for rank in ranks)
         return Parcel(members, Codec.RAW, bundles.pack(boxes))
+
+    def _others(self) -> tuple[int, ...]:
+        return tuple(member for rank, member in enumerate(self._members) if rank != self.rank)
 
     def _in_order(self, got: dict[int, Any], own: Any) -> list[Any]:
         return [own if rank == self.rank else got[rank] for rank in range(self.size)]

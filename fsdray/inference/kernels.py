@@ -1,8 +1,9 @@
 """The arithmetic of one layer: sparse weights times a dense block of samples, and what follows.
 
-Multiply, bias, activation and clamp are one pass over the output, compiled by numba where it is
-installed and done by SciPy where it is not, with the same bits. What a layer is, who owns which
-row, and what travels between ranks are elsewhere (`model`, `partition`, `engine`).
+Multiply, bias, activation and clamp are one pass over the output, compiled by numba, or SciPy's
+four, with the same bits: where numba is not installed, and until it is worth loading (`choose`).
+What a layer is, who owns which row, and what travels between ranks are elsewhere (`model`,
+`partition`, `engine`).
 
 Bits: every sum starts at 0.0 and adds its row's nonzeros one by one in stored order (ascending
 columns in a sorted CSR matrix), in float64. A product of two float32 is exact in float64, so a
@@ -17,6 +18,7 @@ import importlib.util
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -34,6 +36,13 @@ Array = NDArray[Any]
 # Narrower blocks, whose inputs would fit a nearer cache, were slower from N = 1024 to 16384.
 _BLOCK = 2048
 
+# Seconds of SciPy's route that a process takes before it loads numba. Loading takes 0.4 to 0.7 s
+# with the kernel in numba's cache, and seconds in a fresh function, which has to fetch and compile
+# first (docs/aws.md): short work is over before. Whoever rents until the rent comes to the price,
+# and buys then, never pays twice what was best (Karlin et al., "Competitive snoopy caching", 1988).
+_PATIENCE = 0.5
+_waited = 0.0  # seconds of it that this process took so far
+
 
 def have_numba() -> bool:
     """Whether numba is installed. Does not import it."""
@@ -43,24 +52,28 @@ def have_numba() -> bool:
 def choose(route: Route = "auto") -> Literal["numba", "scipy"]:
     """The route a call takes: the only place where that is decided.
 
+    ``auto`` is SciPy's at first in each process, then numba's if it is installed. The bits do not
+    depend on it.
+
     Raises
     ------
     ValueError
         If `route` is not one of ``auto``, ``numba``, ``scipy``.
     """
     if route == "auto":
-        return "numba" if have_numba() else "scipy"
+        is_worth = _waited >= _PATIENCE or _compiled.cache_info().currsize > 0
+        return "numba" if is_worth and have_numba() else "scipy"
     if route not in ("numba", "scipy"):
         raise ValueError(f"unknown kernel route {route!r}: use 'auto', 'numba' or 'scipy'")
     return route
 
 
 def warm() -> None:
-    """Import numba and load (or compile, the first time on a machine) the kernel.
+    """Import numba and load (or compile, the first time on a machine) the kernel, where it can be.
 
-    Call it in a thread while data loads; without it the first `fused` does the same.
+    Without it the process does so once it has computed for a while.
     """
-    if choose() == "numba":
+    if have_numba():
         _compiled()
 
 
@@ -117,6 +130,7 @@ def fused(
     TypeError
         If `y` or `out` is not float32 and C-contiguous, or `live` not bool or uint8.
     """
+    global _waited
     outputs = len(indptr) - 1
     rows = np.arange(outputs) if rows is None else np.ascontiguousarray(rows, np.int64)
     live = np.zeros(y.shape[-1], np.uint8) if live is None else live
@@ -128,10 +142,12 @@ def fused(
     if choose(route) == "scipy":
         from scipy.sparse import csr_array
 
+        began = time.perf_counter()
         shape = (outputs, y.shape[0])
         weights = csr_array((np.asarray(data, np.float64), indices, indptr), shape=shape)
         out[rows] = result = _fused_scipy(weights, y, biases, *flags)
         np.logical_or(live, result.any(axis=0), out=live, casting="unsafe")
+        _waited += time.perf_counter() - began
         return
 
     kernel = _compiled()

@@ -160,7 +160,7 @@ def test_in_a_grid_every_message_has_its_way_and_every_bundle_a_message(size: in
                 held[False, via, dest] = held.get((False, via, dest), 0) + 1
         for is_first, level in ((True, first), (False, then)):
             found = {
-                (is_first, rank, to): by.held(rank, to, is_first)
+                (is_first, rank, to): len(by.held(rank, to, is_first))
                 for rank in range(size)
                 for (to,) in level[rank].destinations
             }

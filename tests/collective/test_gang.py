@@ -187,6 +187,7 @@ def test_misuse_in_a_task_is_the_callers_error_too() -> None:
 
 @in_one_session
 @pytest.mark.usefixtures("branching")
+@pytest.mark.slow_on_aws
 def test_gangs_at_the_same_time_and_one_after_the_other_do_not_mix() -> None:
     @fsd.remote
     def sums(offset: int) -> list[int]:

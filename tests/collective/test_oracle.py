@@ -45,6 +45,7 @@ def test_every_program_answers_as_on_a_real_mpi(channel: str, size: int) -> None
 
 
 @on_both_channels
+@pytest.mark.on_aws("queue")
 def test_every_program_answers_the_same_in_a_gang_of_tasks(channel: str) -> None:
     fsd.init(concurrency=8)
     try:

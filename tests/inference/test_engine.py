@@ -81,6 +81,7 @@ def assert_layers(answer: inference.Answer, expected: list[csr_array]) -> None:
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 12])
+@pytest.mark.on_aws("3-hypergraph-queue", "5-block-object")
 def test_a_signed_network_has_the_oracles_bits(workers: int, method: str, channel: str) -> None:
     model = signed_network(96, 6, seed=7)
     samples = some_samples(40, 96, seed=1)
@@ -156,6 +157,8 @@ def test_any_partition_of_any_network_has_the_oracles_bits(
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("workers", [1, 2, 5, 8, 12])
+@pytest.mark.on_aws("8-queue", "8-object")
+@pytest.mark.slow_on_aws
 def test_the_real_network_has_the_oracles_bits_and_the_true_categories(
     challenge_1024: Path, real: Real, workers: int, channel: str
 ) -> None:

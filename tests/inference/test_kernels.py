@@ -214,6 +214,28 @@ def test_the_module_imports_neither_numba_nor_scipy() -> None:
     subprocess.run([sys.executable, "-c", program, source], check=True)
 
 
+@needs_numba
+def test_numba_is_loaded_once_scipy_has_taken_as_long() -> None:
+    """In a process of its own; `_PATIENCE` is passed by saying so, not by waiting."""
+    program = (
+        "import sys, numpy as np\n"
+        "from fsdray.inference import kernels\n"
+        "w = np.array([0, 2]), np.array([0, 1]), np.array([0.1, 0.7], np.float32)\n"
+        "y = np.random.default_rng(1).random((2, 9), np.float32)\n"
+        "def run():\n"
+        "    out = np.empty((1, 9), np.float32)\n"
+        "    kernels.fused(*w, y, 0.1, nonzero_bias=False, relu=True, clamp=None, out=out)\n"
+        "    return out.tobytes(), 'numba' in sys.modules\n"
+        "first, is_loaded = run()\n"
+        "assert not is_loaded and 0 < kernels._waited < kernels._PATIENCE\n"
+        "kernels._waited = kernels._PATIENCE\n"
+        "assert run() == (first, True)\n"
+        "kernels._waited = 0.0\n"
+        "assert kernels.choose() == 'numba', 'it is there'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 WARM = "from fsdray.inference import kernels; kernels.warm(); print(kernels.__file__)"
 
 

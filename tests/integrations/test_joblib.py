@@ -63,6 +63,7 @@ def test_the_older_context_manager_and_the_argument_choose_it_too() -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [-1, 4])
+@pytest.mark.slow_on_aws
 def test_a_grid_search_has_the_results_of_the_sequential_one(n_jobs: int) -> None:
     images, digits = load_digits(return_X_y=True)
 

@@ -510,3 +510,16 @@ def test_many_callers_at_one_time_each_get_their_own_answer(client: Any, deploy:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(many, range(8)))
     assert answers == [[[start, n] for n in range(25)] for start in range(8)]
+
+
+def test_an_isolated_function_has_its_package_and_nothing_of_this_python() -> None:
+    source = """
+import importlib.util
+def handler(event, context):
+    return {name: importlib.util.find_spec(name) is not None for name in event}
+"""
+    wanted = ["app", "json", "awslambdaric", "numpy", "boto3", "fsdray", "pytest"]
+    with LambdaHost(is_isolated=True) as host:
+        client = connect(host.url)
+        found = call(client, deploy_to(client, source), wanted)
+    assert [name for name in wanted if found[name]] == ["app", "json", "awslambdaric"]

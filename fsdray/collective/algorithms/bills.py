@@ -8,17 +8,23 @@ a receive may bring fewer messages, and a wait may be longer. Seconds are an est
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from fsdray.collective import bundles, forms, pieces
+from fsdray.collective import forms, pieces
 from fsdray.collective.algorithms.exchanges import to_higher
-from fsdray.collective.algorithms.grid import grid
 from fsdray.collective.forms import Sent, Spec
 from fsdray.costs.medium import Bill, Medium, together
 from fsdray.services import MessageLimits, Pace
 
 WORD = 48  # bytes of what root says to all, and of None: a pickle of few letters
+
+
+Receiver: TypeAlias = tuple[int, Sequence[tuple[int, int, int]]]
+"""So many ranks, each of whom is sent something by so many of which senders, in which of their
+parcels."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Setting:
     def exchange(
         self,
         senders: Sequence[tuple[int, Sequence[Spec]]],
-        receivers: Sequence[tuple[int, int]],
+        receivers: Sequence[Receiver],
         waiting: float = 0.0,
         fellows: int | None = None,
     ) -> Bill:
@@ -51,29 +57,36 @@ class Setting:
         Parameters
         ----------
         senders : so many ranks send such parcels each.
-        receivers : so many ranks are sent something by so many others each.
+        receivers : who is sent what.
         waiting : seconds that the receivers have been looking for it when the round begins.
         fellows : what senders take for how many send to each receiver; by default the most.
         """
-        senders = [(count, parcels) for count, parcels in senders if count and parcels]
-        if not senders:
+        if not any(count and parcels for count, parcels in senders):
             return Bill()
-        most = max(many for _, many in receivers)
-        sent = [(count, self.sent(parcels, fellows or most)) for count, parcels in senders]
-        counts = [_times(each.counts, count) for count, each in sent]
-        counts += [_times(each.fetched, count) for count, each in sent]
-        first = sent[0][1]
+        heard = [(count, sum(many for many, _, _ in sources)) for count, sources in receivers]
+        most = max(many for _, many in heard)
+        sent = [self.sent(parcels, fellows or most) for _, parcels in senders]
+        counts = [_times(each.counts, n) for each, (n, _) in zip(sent, senders, strict=True)]
+        counts += [_times(each.fetched, n) for each, (n, _) in zip(sent, senders, strict=True)]
+        first = next(each for each in sent if each.counts)
         seconds = (first.up + most * first.down) / self.medium.bandwidth
         if self.channel == "object":
-            gone, misses = self._looking(receivers, first, waiting)
+            gone, misses = self._looking(heard, first, waiting)
             counts.append({"miss": misses})
             seconds += gone
         else:
-            for count, many in receivers:
-                counts.append(_times(forms.received(first.frames * many, self.limits), count))
-            messages = sum(count * many for count, many in receivers)
+            batches = 0.0
+            for count, sources in receivers:
+                waves = [
+                    wave
+                    for many, sender, parcel in sources
+                    for wave in sent[sender].waves(parcel, self.medium) * many
+                ]
+                asked = forms.read(waves, self.limits)
+                counts.append(_times(asked, count))
+                batches = max(batches, asked["receive"])
+            messages = sum(count * many for count, many in heard)
             seconds += forms.hop(first, messages, self.medium)
-            batches = forms.received(first.frames * most, self.limits)["receive"]
             seconds += self.medium.receive.median * (batches - 1) / forms.READERS
         return Bill(together(counts), seconds, 1)
 
@@ -82,8 +95,15 @@ class Setting:
         sent = self.sent(parcels, 1)
         return self.medium.put.median + sent.up / self.medium.bandwidth
 
+    def posted(self, sent: Sent) -> float:
+        """Seconds until what was sent is with the services, where nothing holds it up."""
+        if not sent.counts:
+            return 0.0
+        put = self.medium.put.median if sent.counts.get("put") else 0.0
+        return put + (self.medium.publish.median if sent.coming else 0.0)
+
     def _looking(
-        self, receivers: Sequence[tuple[int, int]], sent: Sent, waiting: float
+        self, receivers: Sequence[tuple[int, float]], sent: Sent, waiting: float
     ) -> tuple[float, float]:
         """Seconds until the readers of objects are done, and how often they looked in vain."""
         medium, pace = self.medium, Pace()
@@ -100,47 +120,54 @@ class Setting:
 
 def one_for_all(here: Setting, payload: int, waiting: float = 0.0) -> Bill:
     """One rank gives all others the same: bcast, and the way down of others."""
-    k = here.size - 1
-    return here.exchange([(1, _same(here, payload))], [(k, 1)], waiting)
+    return here.exchange([(1, _same(here, payload))], [(here.size - 1, [(1, 0, 0)])], waiting)
 
 
 def one_for_each(here: Setting, payload: int, waiting: float = 0.0) -> Bill:
     """One rank gives each other its own: scatter."""
-    k = here.size - 1
-    return here.exchange([(1, _each(here, payload))], [(k, 1)], waiting)
+    receivers = [(1, [(1, 0, parcel)]) for parcel in range(here.size - 1)]
+    return here.exchange([(1, _each(here, payload))], receivers, waiting)
 
 
 def to_one(here: Setting, payload: int) -> Bill:
     """All others give to one: gather, reduce, and the way up of others."""
     k = here.size - 1
-    return here.exchange([(k, [((0,), payload)])], [(1, k)])
+    return here.exchange([(k, [((0,), payload)])], [(1, [(k, 0, 0)])])
 
 
 def same_for_all(here: Setting, payload: int, waiting: float = 0.0) -> Bill:
     """Everybody gives all others the same, in one round."""
     k = here.size - 1
-    return here.exchange([(here.size, _same(here, payload))], [(here.size, k)], waiting)
+    return here.exchange([(k + 1, _same(here, payload))], [(k + 1, [(k, 0, 0)])], waiting)
 
 
 def each_for_each(here: Setting, payload: int) -> Bill:
-    """Everybody gives each other its own, in one round."""
+    """Everybody gives each other its own, in one round.
+
+    Rank r is the r-th whom those above it send to, and the one before for those below: it matters
+    where a sender's last message has a batch of its own, and is sent directly.
+    """
     k = here.size - 1
-    return here.exchange([(here.size, _each(here, payload))], [(here.size, k)])
+    kinds: Counter[tuple[tuple[int, int, int], ...]] = Counter()
+    sent = here.sent(_each(here, payload), k).coming
+    odd = [i for i, each in enumerate(sent) if each != sent[0]]
+    for rank in {r for i in odd for r in (i, i + 1)}:
+        sources = ((k - rank, 0, rank), (rank, 0, rank - 1))
+        kinds[tuple(each for each in sources if each[0])] += 1
+    kinds[((k, 0, 0),)] += here.size - kinds.total()
+    receivers = [(count, sources) for sources, count in kinds.items()]
+    return here.exchange([(here.size, _each(here, payload))], receivers)
 
 
 def upwards(here: Setting, payload: int) -> Bill:
     """Everybody gives all ranks above the same: a scan in one round."""
     size = here.size
-    sending = [
-        (1, [(ranks, payload)]) for r in range(size) for ranks in to_higher(r, size).destinations
+    senders = [
+        (1, [(ranks, payload) for ranks in to_higher(rank, size).destinations])
+        for rank in range(size)
     ]
-    receiving = [(1, rank) for rank in range(1, size - 1)]
-    if here.channel == "object":
-        receiving.append((1, size - 1))
-    else:  # the last rank is sent one message directly, which comes before the others
-        receiving += [(1, 1), (1, size - 2)]
-    bill = here.exchange(sending, receiving, fellows=size // 2)
-    return _acknowledged(here, bill, payload, [(1, rank) for rank in range(1, size)], size // 2)
+    receivers = [(1, [(1, source, 0) for source in range(rank)]) for rank in range(1, size)]
+    return here.exchange(senders, receivers, fellows=size // 2)
 
 
 def up_and_down(here: Setting, payload: int, down: int | None = None) -> Bill:
@@ -157,33 +184,6 @@ def up_and_scattered(here: Setting, payload: int) -> Bill:
     return gathered + one_for_each(here, payload, waiting)
 
 
-def combined(here: Setting, payload: int) -> Bill:
-    """An allgather through root, who gives all together to all."""
-    return up_and_down(here, payload, bundles.size_of([payload] * here.size))
-
-
-def in_grid(here: Setting, payload: int) -> Bill:
-    """Everybody gives each other its own, by way of one other rank: two rounds of bundles."""
-    by = grid(here.size)
-    bill = Bill()
-    both: list[list[tuple[int, int]]] = []
-    payload_of_bundle = 0
-    for is_first in (True, False):
-        level = by.first if is_first else by.second
-        senders, receivers = [], []
-        for rank, count in by.kinds():
-            exchange = level(rank)
-            held = [by.held(rank, dest, is_first) for (dest,) in exchange.destinations]
-            parcels = [((i,), bundles.size_of([payload] * n)) for i, n in enumerate(held)]
-            senders.append((count, parcels))
-            receivers.append((count, len(exchange.sources)))
-        bill = bill + here.exchange(senders, receivers)
-        both.append(receivers)
-        payload_of_bundle = next((parcels[0][1] for _, parcels in senders if parcels), 0)
-    held_in_all = [(count, a + b) for (count, a), (_, b) in zip(*both, strict=True)]
-    return _acknowledged(here, bill, payload_of_bundle, held_in_all, by.width - 1)
-
-
 def in_pieces(here: Setting, payload: int, *, is_told: bool) -> Bill:
     """A large array's allreduce: each rank reduces a piece of all, and gives it to all.
 
@@ -196,16 +196,13 @@ def in_pieces(here: Setting, payload: int, *, is_told: bool) -> Bill:
     return bill + same_for_all(here, piece)
 
 
-def _acknowledged(
-    here: Setting, bill: Bill, payload: int, receivers: Sequence[tuple[int, int]], fellows: int
-) -> Bill:
-    """The same bill, for ranks who acknowledge so many messages of all rounds together."""
+def acknowledged(here: Setting, bill: Bill, receivers: Sequence[tuple[int, int]]) -> Bill:
+    """The same bill, for so many ranks who hear so many messages in all rounds together."""
     if here.channel == "object":
         return bill
-    frames = len(here.sent([((1,), payload)], fellows).frames)
     most = here.limits.acknowledge
-    acknowledged = sum(count * -(-messages * frames // most) for count, messages in receivers)
-    return replace(bill, counts={**bill.counts, "acknowledge": acknowledged})
+    counted = sum(count * -(-messages // most) for count, messages in receivers)
+    return replace(bill, counts={**bill.counts, "acknowledge": counted})
 
 
 def _same(here: Setting, payload: int) -> list[Spec]:

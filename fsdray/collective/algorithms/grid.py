@@ -64,11 +64,21 @@ class Grid:
             kinds += [(short, rows * (self.width - short)), (self.size - 1, short)]
         return kinds
 
-    def held(self, rank: int, dest: int, is_first: bool) -> int:
-        """How many messages a rank's bundle for `dest` holds."""
+    def held(self, rank: int, dest: int, is_first: bool) -> list[int]:
+        """Whose messages a rank's bundle for `dest` holds, in their order.
+
+        In the first round all are its own, and these are their destinations; in the second these
+        are their sources, the rank itself before the others.
+        """
         if is_first:
-            return sum(self.via(rank, each) == dest for each in self._beyond(dest))
-        return sum(self.via(source, dest) == rank for source in self._beyond(rank))
+            beyond = self._beyond(dest)
+            return sorted(each for each in beyond if self.via(rank, each) == dest)
+        sources = [each for each in self._beyond(rank) if self.via(each, dest) == rank]
+        return sorted(sources, key=lambda source: (source != rank, source))
+
+    def strangers(self, rank: int) -> list[int]:
+        """To whom a rank's messages go by way of a third."""
+        return [dest for dest in range(self.size) if self.via(rank, dest) not in (rank, dest)]
 
     def _beyond(self, rank: int) -> set[int]:
         """Ranks in the row and the column of `rank`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from fsdray.collective.algorithms import bills
+from fsdray.collective.algorithms import bills, bundled
 from fsdray.collective.algorithms.bills import Setting
 from fsdray.collective.frames import Operation
 from fsdray.costs.medium import Bill, best
@@ -45,12 +45,12 @@ def ways(operation: Operation, here: Setting, payload: int) -> dict[str, Bill]:
         case Operation.ALLGATHER | Operation.SPLIT:
             found = {
                 ONE_ROUND: bills.same_for_all(here, payload),
-                COMBINED: bills.combined(here, payload),
+                COMBINED: bundled.combined(here, payload),
             }
         case Operation.ALLTOALL | Operation.REDUCE_SCATTER:
             found = {
                 ONE_ROUND: bills.each_for_each(here, payload),
-                GRID: bills.in_grid(here, payload),
+                GRID: bundled.in_grid(here, payload),
             }
         case Operation.NEIGHBOR_ALLTOALL:
             found = {ONE_ROUND: bills.each_for_each(here, payload)}

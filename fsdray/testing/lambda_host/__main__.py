@@ -80,6 +80,13 @@ def _arguments() -> tuple[HostSettings, bool]:
     parser.add_argument("--access-log", help="a file to append a line of JSON a request to")
     parser.add_argument("--directory", help="where its own directory is made")
     parser.add_argument(
+        "--isolated",
+        action="store_true",
+        default=None,
+        dest="is_isolated",
+        help="functions import from their package alone, as in Lambda",
+    )
+    parser.add_argument(
         "--env", action="append", metavar="NAME=VALUE", help="a variable that every function gets"
     )
     parser.add_argument("--settings", help=argparse.SUPPRESS)

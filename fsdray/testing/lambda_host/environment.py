@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from typing import Any
 
 from aiohttp import web
 
-from fsdray.testing.lambda_host import logs
+from fsdray.testing.lambda_host import logs, runtime
 from fsdray.testing.lambda_host.functions import Version, memory_bytes
 from fsdray.testing.lambda_host.limits import MB, RESPONSE_PAYLOAD
 from fsdray.testing.lambda_host.processes import Exit, Process, Processes
@@ -66,6 +65,7 @@ class Surroundings:
     directory: Path
     variables: Mapping[str, str]
     emit_log: Callable[[logs.Event], None] | None
+    isolated: Path | None = None  # what `runtime.lay_out` made, where they are to be isolated
 
 
 def failure(kind: str, message: str) -> bytes:
@@ -127,7 +127,7 @@ class Environment:
             fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE)
         self._loop.add_reader(self._output, self._read_output)
         self._process = self._around.processes.start(
-            [sys.executable, "-m", "awslambdaric", self.version.handler],
+            [*runtime.command(self._around.isolated), self.version.handler],
             self._variables(f"{host}:{port}"),
             self.version.code.path,
             theirs,
@@ -284,13 +284,15 @@ class Environment:
 
     def _variables(self, api: str) -> dict[str, str]:
         version, task_root = self.version, str(self.version.code.path)
+        isolated = self._around.isolated
+        path = [task_root] if isolated is None else [task_root, str(isolated)]
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "en_US.UTF-8",
             "TZ": ":UTC",
             "TMPDIR": str(self._directory),
             "PWD": task_root,
-            "PYTHONPATH": task_root,
+            "PYTHONPATH": os.pathsep.join(path),
             "PYTHONDONTWRITEBYTECODE": "1",
             **self._around.variables,
             **version.variables,

@@ -42,6 +42,8 @@ class HostSettings:
         that are there (Lambda makes none if the function's role may not).
     access_log : a file to which a line of JSON is appended for each request.
     directory : where its own directory is made; the temporary directory by default.
+    is_isolated : whether functions import from their package, the standard library and AWS's
+        runtime client alone, as in Lambda; else also what is installed beside the host.
     """
 
     port: int = 0
@@ -56,3 +58,4 @@ class HostSettings:
     cloudwatch: bool = False
     access_log: str | os.PathLike[str] | None = None
     directory: str | os.PathLike[str] | None = None
+    is_isolated: bool = False

@@ -30,6 +30,7 @@ from fsdray.testing.lambda_host.limits import REQUEST, HostSettings
 from fsdray.testing.lambda_host.logs import Event
 from fsdray.testing.lambda_host.processes import Processes
 from fsdray.testing.lambda_host.routes import find_route
+from fsdray.testing.lambda_host.runtime import lay_out
 from fsdray.testing.lambda_host.scheduler import Scheduler
 
 _INVOKE = re.compile(r"/2015-03-31/functions/([^/]+)/invocations")
@@ -159,6 +160,7 @@ async def serving(settings: HostSettings) -> AsyncIterator[tuple[str, asyncio.Ev
                 directory.path,
                 _variables(settings, url),
                 emit_log,
+                lay_out(directory.path / "runtime") if settings.is_isolated else None,
             )
             scheduler = Scheduler(around, settings)
             control = Control(scheduler, settings, directory.path)

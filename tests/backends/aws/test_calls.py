@@ -41,14 +41,16 @@ def own_line(text: str) -> str:
 
 
 def test_an_event_comes_back_as_it_went() -> None:
-    event = Event("s" * 16, "id", 'odd "name" ü 12-3', 1.5, 40, 2, "express", b"\0\xff" * 9)
+    event = Event(
+        "s" * 16, "id", 'odd "name" ü 12-3', 1.5, 40, ("of", "it"), "express", b"\0\xff" * 9
+    )
     assert Event.load(json.loads(event.dump())) == event
 
 
 def test_the_largest_payload_fits_into_lambdas_six_megabytes() -> None:
     label = "f" * 200
     payload = bytes(FunctionLimits().payload)
-    event = Event("s" * 16, "i" * 12, label, 900.0, 1000, 64, "standard", payload)
+    event = Event("s" * 16, "i" * 12, label, 900.0, 1000, ("i" * 12,) * 64, "standard", payload)
     assert len(event.dump()) < 6 * 1024**2
     printed = [(label, "x" * 64 * 1024)]
     assert len(json.dumps(Answer(payload, printed).parsed())) < 6 * 1024**2

@@ -18,6 +18,8 @@ from fsdray.settings import Settings
 from fsdray.testing.emulator import Emulator
 from tests.deployed import Heard, made, stacks, using
 
+IMAGE = "000000000000.dkr.ecr.us-east-1.amazonaws.com/functions:1"
+
 
 @pytest.fixture
 def account(emulator: Emulator) -> Iterator[Emulator]:
@@ -48,6 +50,10 @@ def test_a_stack_is_made_changed_in_place_and_removed(account: Emulator) -> None
     # The same again is nothing to do, also when nothing is given.
     assert not run(settings, slots=3)
     assert not run(settings)
+
+    # Functions with a package do not become functions with an image.
+    with pytest.raises(SettingsError, match=r"have a package for code, .* `fsdray destroy` it"):
+        run(settings, image=IMAGE)
 
     # A change is made in place; what was not given stays.
     queue = boto3.client("sqs").get_queue_url(QueueName="cycle-slot-0001")["QueueUrl"]
@@ -164,3 +170,11 @@ def test_what_cannot_be_is_said_before_anything_is_made(account: Emulator) -> No
     ):
         with pytest.raises(SettingsError, match=said):
             deploy(Settings(stack=stack), changes, Heard())
+
+
+def test_an_image_is_deployed_as_far_as_the_host_goes_which_runs_none(account: Emulator) -> None:
+    settings, heard = Settings(stack="pictured"), Heard()
+    with pytest.raises(Failed, match="the local Lambda host runs zip packages only"):
+        run(settings, heard, image=IMAGE, slots=1, memory=(512,))
+    assert f"  code in the image {IMAGE}" in heard.lines
+    assert made("pictured") == set()

@@ -80,12 +80,12 @@ def test_the_smallest_function_that_is_large_enough_runs_a_call() -> None:
 
 def test_a_chain_of_calls_that_is_too_long_is_refused(connected: Session) -> None:
     async def program(backend: AwsBackend, counts: Counter[str]) -> None:
-        backend.functions.depth = DEPTH
+        backend.functions.above = ("0" * 12,) * DEPTH
         try:
             with pytest.raises(SettingsError, match="wait for one another"):
                 await call_function(backend.functions, checks.same, 1)
         finally:
-            backend.functions.depth = 0
+            backend.functions.above = ()
         assert not counts
 
     connected.run(program)

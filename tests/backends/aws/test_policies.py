@@ -15,8 +15,18 @@ from fsdray.errors import SettingsError
 from tests.backends.aws import actions
 from tests.backends.aws.actions import allowed, called, wildcards
 
-FUNCTION = ("functions", "objects", "messages", "store", "leases", "clients", "handler", "late")
-USER = (*FUNCTION[:-2], "backend", "stack", "logs")
+FUNCTION = (
+    "functions",
+    "objects",
+    "messages",
+    "store",
+    "leases",
+    "clients",
+    "handler",
+    "late",
+    "compiled",
+)
+USER = (*FUNCTION[:-3], "backend", "stack", "logs")
 DEPLOYER = ("deploy", "cloudformation", "package", "stack", "doctor", "orphans")
 
 LAMBDAS = {"logs:CreateLogStream", "logs:PutLogEvents"}

@@ -15,6 +15,7 @@ import pytest
 from fsdray.backends.aws import template
 from fsdray.backends.aws.options import LADDER, Options
 from fsdray.backends.aws.template import Plan, expand
+from fsdray.errors import SettingsError
 
 FULL = Options(
     slots=450,
@@ -33,6 +34,9 @@ FULL = Options(
     topic_key="arn:aws:kms:eu-west-1:123456789012:key/0123",
     express_zone="euw1-az1",
 )
+
+
+IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/fsdray:1.2"
 
 
 def plan(options: Options) -> Plan:
@@ -56,6 +60,11 @@ def _has_linter() -> None:
 def test_cfn_lint_passes_on_what_is_deployed(tmp_path: Path) -> None:
     made, small = plan(FULL), plan(Options(slots=2, memory=(512,)))
     texts = {"full": made.template("0123456789abcdef"), "bare": made.bare, "small": small.whole}
+    # With the parameters' values, where the linter knows what a function of an image may not have.
+    texts["image"] = small.whole.replace(
+        'Default: ""\n    Description: URI', f"Default: {IMAGE}\n    Description: URI"
+    )
+    assert IMAGE in texts["image"]
     for name, text in (texts | {"slots": small.nested["-0.yaml"]}).items():
         (tmp_path / f"{name}.yaml").write_text(text)
     # A file as it stands is a stack of one slot.
@@ -196,6 +205,41 @@ def test_options_survive_their_stack_but_not_what_the_machine_decides() -> None:
     assert plain.dump() == "{}"
     assert Options.load(plain.dump()) == Options()
     assert Options.load('{"of a later fsdray": 1}') == Options()
+
+
+def test_code_is_a_package_or_an_image() -> None:
+    options = Options(image=IMAGE)
+    made = plan(options)
+    function = read(made.whole)["Resources"]["Function1769"]["Properties"]
+    nothing = {"Ref": "AWS::NoValue"}
+    assert function["PackageType"] == {"Fn::If": ["HasImage", "Image", "Zip"]}
+    assert function["Runtime"] == {"Fn::If": ["HasImage", nothing, {"Ref": "Runtime"}]}
+    assert function["Handler"]["Fn::If"][:2] == ["HasImage", nothing]
+    image, package = function["Code"]["Fn::If"][1:]
+    assert image == {"ImageUri": {"Ref": "Image"}}
+    assert set(package) == {"S3Bucket", "S3Key"}
+    assert made.parameters("")["Image"] == made.stack.image == IMAGE
+    assert plan(Options()).parameters("code/x.zip")["Image"] == ""
+    assert Options.load(options.dump()) == options
+    digest = Options(image=f"{IMAGE.rpartition(':')[0]}@sha256:{'0' * 64}")
+    assert plan(digest).parameters("")["Release"] != made.parameters("")["Release"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"requirements": ("tool",)}, "requirements cannot be given with an image: install them"),
+        ({"extras": ()}, "extras cannot be given with an image"),
+        ({"snapstart": True, "python": "3.13"}, "snapstart cannot be given with an image"),
+        ({"image": "docker.io/library/python:3.13"}, "give the URI of an image in ECR"),
+        ({"image": IMAGE.rpartition(":")[0]}, "with its tag or digest"),
+    ],
+)
+def test_an_image_is_refused_with_what_only_a_package_can_have(
+    more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Options(**({"image": IMAGE} | more))
 
 
 def test_markers_repeat_lines_and_nest() -> None:
