@@ -105,6 +105,15 @@ def status_of(error: BaseException) -> int:
     return int((response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0)
 
 
+def was_cut(error: Exception) -> bool:
+    """Whether a connection broke, or said nothing any more: what only reads may be asked again."""
+    from aiohttp import ClientError
+    from botocore.exceptions import HTTPClientError, ReadTimeoutError, ResponseStreamingError
+
+    kinds = (ClientError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, OSError)
+    return not status_of(error) and isinstance(error, kinds)
+
+
 def translated(error: Exception, what: str) -> FsdrayError | None:
     """Our error for one of AWS's clients; None for one that is not theirs.
 
