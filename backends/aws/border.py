@@ -168,7 +168,9 @@ def _of_service(error: Any, what: str) -> FsdrayError:
     code, operation = code_of(error), error.operation_name
     said = error.response.get("Error", {}).get("Message") or "it said no more"
     if code in _EXPIRED:
-        return SettingsError(f"{what}: the AWS credentials have expired: {SIGN_IN} again")
+        return SettingsError(
+            f"{what}: the AWS credentials have expired: to sign in again, {SIGN_IN}"
+        )
     if code in _UNKNOWN_KEYS:
         return SettingsError(f"{what}: AWS does not know these credentials ({said}): {SIGN_IN}")
     if code in _DENIED:

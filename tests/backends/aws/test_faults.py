@@ -217,7 +217,9 @@ def test_credentials_that_expire_in_the_midst_say_what_to_do(
         proxy.schedule = rarely(Fault.EXPIRED, operation, range(first, 10_000))
     # The driver puts what is large; the ranks publish.
     given = np.arange(200_000) if operation == "PutObject" else 1
-    with pytest.raises(FsdrayError, match="credentials have expired: run `aws") as caught:
+    with pytest.raises(
+        FsdrayError, match="credentials have expired: to sign in again, run `aws"
+    ) as caught:
         fsd.get(talk.options(channel="queue", max_retries=0, timeout=20).remote(given))
     print(caught.value)
     assert invokes(faulty) <= 4
