@@ -105,6 +105,15 @@ def status_of(error: BaseException) -> int:
     return int((response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0)
 
 
+def was_cut(error: Exception) -> bool:
+    """Whether a connection broke, or said nothing any more: what only reads may be asked again."""
+    from aiohttp import ClientError
+    from botocore.exceptions import HTTPClientError, ReadTimeoutError, ResponseStreamingError
+
+    kinds = (ClientError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, OSError)
+    return not status_of(error) and isinstance(error, kinds)
+
+
 def translated(error: Exception, what: str) -> FsdrayError | None:
     """Our error for one of AWS's clients; None for one that is not theirs.
 
@@ -159,7 +168,9 @@ def _of_service(error: Any, what: str) -> FsdrayError:
     code, operation = code_of(error), error.operation_name
     said = error.response.get("Error", {}).get("Message") or "it said no more"
     if code in _EXPIRED:
-        return SettingsError(f"{what}: the AWS credentials have expired: {SIGN_IN} again")
+        return SettingsError(
+            f"{what}: the AWS credentials have expired: to sign in again, {SIGN_IN}"
+        )
     if code in _UNKNOWN_KEYS:
         return SettingsError(f"{what}: AWS does not know these credentials ({said}): {SIGN_IN}")
     if code in _DENIED:

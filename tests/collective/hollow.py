@@ -1,4 +1,4 @@
-"""Arrays whose length is true and whose memory is not there: messages that no memory would hold.
+"""Arrays whose length is true and whose memory is not there, for what no memory would hold.
 
 All that is copied of them lies in one region of untouched pages, which the system maps to one page
 of zeros: of a copy only those bytes are written that are no zeros of an array, such as headers.
