@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from fsdray import from_ray, loop, output, session, settings
 from fsdray.costs.meter import Meter, ambient, count, set_outermost
-from fsdray.costs.prices import load_prices, prices_of
+from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import FsdrayError, SessionError, SettingsError
 from fsdray.refs import ObjectRef
@@ -125,7 +125,7 @@ def receipt() -> Receipt:
     """What the session has asked of the services so far, priced."""
     here = session.current()
     total = ambient()
-    return Receipt(total.counts() if total else {}, prices_of(here.settings))
+    return Receipt(total.counts() if total else {}, here.prices)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -47,10 +47,9 @@ class ObjectRef(Generic[T_co]):
 
     def receipt(self) -> Receipt:
         """What the call behind this ref asked of the services, priced; of a gang, this rank."""
-        from fsdray.costs.prices import prices_of
         from fsdray.costs.receipt import Receipt
 
-        return Receipt(self._entry.counts, prices_of(self._entry.session.settings))
+        return Receipt(self._entry.counts, self._entry.session.prices)
 
     def __await__(self) -> Generator[Any, None, T_co]:
         session = self._entry.session

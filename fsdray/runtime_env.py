@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,15 +79,20 @@ class RuntimeEnv:
             pip=Requirements.of(given.get("pip") or (), _is_caller()),
         )
 
-    def packages(self, cache: Path) -> Bundle | None:
+    def packages(self, cache: Path, wheels: tuple[str, ...] = ()) -> Bundle | None:
         """The installed packages, packed.
+
+        Parameters
+        ----------
+        wheels : tags of platforms that they must run on; none for this machine.
 
         Raises
         ------
         SettingsError
             where they cannot be installed.
         """
-        return None if self.pip is None else installer.bundle(self.pip, Target.here(), cache)
+        target = replace(Target.here(), platforms=wheels)
+        return None if self.pip is None else installer.bundle(self.pip, target, cache)
 
     def bundles(self) -> tuple[Bundle | None, list[Bundle]]:
         """The packed working directory, and the packed modules.

@@ -120,6 +120,8 @@ class FunctionLimits:
     memory: tuple[int, int] = (128, 10_240)  # MB, least and most
     timeout: float = 900.0  # seconds
     concurrency: int = 1000  # calls at one time
+    architecture: str = "x86_64"  # or "arm64": a GB-second has another price there
+    wheels: tuple[str, ...] = ()  # platforms' tags, as pip takes them; none: those of this machine
 
     def check(self, memory: int, timeout: float) -> None:
         """Raise `SettingsError` for a memory (MB) or timeout (s) that no call can have."""

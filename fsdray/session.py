@@ -20,7 +20,7 @@ from fsdray import decoding, failure, gang, loop, modules, recovery, streams, wi
 from fsdray.collective import channels
 from fsdray.costs.medium import Medium
 from fsdray.costs.meter import Meter, metering
-from fsdray.costs.prices import Prices, load_prices, prices_of
+from fsdray.costs.prices import load_prices
 from fsdray.errors import (
     NotPicklable,
     ObjectLost,
@@ -49,7 +49,6 @@ class Session(Values):
 
     def __init__(self, backend: Backend, settings: Settings, is_driver: bool) -> None:
         super().__init__(backend, settings, is_driver)
-        self._prices: Prices | None = None  # once they are read
         self._functions: dict[str, Kept] = {}
         self._large: WeakValueDictionary[bytes, Entry] = WeakValueDictionary()  # by digest
         self.environment = Environment()  # inside a task, what its own call was given
@@ -82,15 +81,14 @@ class Session(Values):
 
     def medium(self, memory: int) -> Medium:
         """What collectives of ranks with so many MB are chosen by."""
-        if self._prices is None:
-            try:
-                self._prices = prices_of(self.settings)
-            except SettingsError:
-                if self.is_driver:
-                    raise
-                # A worker need not have the caller's file; what is billed is priced by the caller.
-                self._prices = load_prices()
-        return Medium.of(self._prices, memory, self.settings.prefer)
+        try:
+            prices = self.prices
+        except SettingsError:
+            if self.is_driver:
+                raise
+            # A worker need not have the caller's file; what is billed is priced by the caller.
+            prices = self.prices = load_prices()
+        return Medium.of(prices, memory, self.settings.prefer)
 
     def submit(self, submission: Submission) -> list[ObjectRef[Any]]:
         """Start a call, or a gang of them; one ref for each value, or each rank."""
@@ -198,7 +196,9 @@ class Session(Values):
     def _with(self, environment: Environment, runtime_env: RuntimeEnv) -> Environment:
         """What a call finds around it, and what this says of it, which wins."""
         given = runtime_env.shipped
-        packages = runtime_env.packages(self.settings.cache_directory)
+        packages = runtime_env.packages(
+            self.settings.cache_directory, self.backend.functions.limits.wheels
+        )
         working_dir, named = runtime_env.bundles()
         self._store([*named, *(each for each in (working_dir, packages) if each)])
         digests = tuple(bundle.digest for bundle in named)

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from fsdray import coroutines, decoding, failure, loop, output, promise, wire
+from fsdray.costs.prices import Prices, prices_of
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.loop import Job, Turnstile
 from fsdray.promise import Promise
@@ -86,6 +87,11 @@ class Values:
         self._waits = 0  # that are under way and gave this call's concurrency to others
         self._given_back: AbstractContextManager[None] | None = None
         self.streams: WeakValueDictionary[str, Streaming] = WeakValueDictionary()  # by task
+
+    @cached_property
+    def prices(self) -> Prices:
+        """What receipts are priced by. Raises `SettingsError` where a table cannot be read."""
+        return prices_of(self.settings, self.backend.functions.limits.architecture)
 
     def put(self, value: Any) -> ObjectRef[Any]:
         """Store a value in objects and return its ref."""

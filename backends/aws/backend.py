@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import platform
 import secrets
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from fsdray import output
 from fsdray._version import __version__
-from fsdray.backends.aws import border, calls
+from fsdray.backends.aws import border, calls, wheels
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import CANCELS, AwsFunctions, Show
 from fsdray.backends.aws.messages import AwsMessages
@@ -125,7 +124,7 @@ async def connect(settings: Settings, count: Count) -> AwsBackend:
     Raises
     ------
     SettingsError : no credentials, no region, no such stack: the message says what to run.
-    EnvironmentMismatch : the stack was deployed by another Python, fsdray or for another processor.
+    EnvironmentMismatch : the stack is of another fsdray or another Python.
     """
     clients = Clients(count, region=settings.region, profile=settings.profile)
     try:
@@ -147,18 +146,20 @@ def _connected(clients: Clients, stack: Stack, account: int, settings: Settings)
             output.show(calls.shown(printed))
 
     session = secrets.token_hex(8)
-    limits = FunctionLimits(concurrency=concurrency)
+    limits = FunctionLimits(
+        concurrency=concurrency,
+        architecture=stack.architecture,
+        wheels=wheels.foreign(stack.python, stack.architecture),
+    )
     return _DriverBackend.of_session(stack, clients, session, limits, settings.storage, show)
 
 
 def check(stack: Stack) -> None:
     """Raise `EnvironmentMismatch` where functions of the stack could not run calls from here."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    machine = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
     for what, there, here in (
         ("fsdray", stack.version, __version__),
         ("Python", stack.python, python),
-        ("architecture", stack.architecture, machine),
     ):
         if there != here:
             raise EnvironmentMismatch(

@@ -47,7 +47,9 @@ class _Environment:
         """The services of the event's session."""
         backend = self._backend
         if backend is None or backend.session != event.session:
-            limits = FunctionLimits(concurrency=event.concurrency)
+            limits = FunctionLimits(
+                concurrency=event.concurrency, architecture=self._stack.architecture
+            )
             backend = self._backend = AwsBackend.of_session(
                 self._stack,
                 self._clients,

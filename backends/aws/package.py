@@ -25,6 +25,7 @@ from pathlib import Path
 import zstandard
 
 import fsdray
+from fsdray.backends.aws import wheels
 from fsdray.backends.aws.late import INDEX
 from fsdray.backends.aws.options import Options
 from fsdray.errors import SettingsError
@@ -39,9 +40,6 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {"inference": ("scipy", "numba")}
 
 _FORMAT = 2  # of the cache's files
 _ROOT = "/var/task"  # where Lambda unpacks it
-_GLIBC = {"3.11": 26}  # the minor version in Amazon Linux 2
-_NEW_GLIBC = 34  # in Amazon Linux 2023, which has Python from 3.12 on
-_OLD_GLIBC = 5  # with which the first manylinux began
 _TESTED = {"numba", "numpy", "scipy", "sklearn"}  # whose tests nobody runs in functions
 _EARLY = {"fsdray", "numpy", "zstandard", "botocore"}  # imported by every function
 _PIECE = MIB  # bytes copied at a time
@@ -90,7 +88,9 @@ def build(options: Options, cache: Path, *, is_bare: bool = False) -> Package:
     wanted = requirements(options, is_bare=is_bare)
     pinned = pins(wanted, options.requirements)
     own = own_files()
-    target = Target(options.python, () if is_bare else platforms(options))
+    target = Target(
+        options.python, () if is_bare else wheels.tags(options.python, options.architecture)
+    )
     facts = (_FORMAT, LIMIT, target, wanted, pinned)
     key = _digest(repr(facts), *(f"{inner}\0{_sum(path)}" for inner, path in sorted(own.items())))
     folder = cache / "aws"
@@ -165,14 +165,6 @@ def own_files() -> dict[str, Path]:
                 path = Path(at, name)
                 found[f"fsdray/{path.relative_to(root)}"] = path
     return found
-
-
-def platforms(options: Options) -> tuple[str, ...]:
-    """Tags of wheels that run in Lambda's own Python, the newest first."""
-    machine = {"arm64": "aarch64"}.get(options.architecture, options.architecture)
-    newest = _GLIBC.get(options.python, _NEW_GLIBC)
-    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, _OLD_GLIBC - 1, -1)]
-    return (*tags, f"manylinux2014_{machine}")
 
 
 def _build(
@@ -329,7 +321,7 @@ def _top(inner: str) -> str:
 
 
 def _tar(place: Path, files: Mapping[str, Path]) -> str:
-    """`_zip` for what is unpacked in a function's own time: by zstd, three times as fast."""
+    """`_zip` for what is unpacked in a function's own time: by zstd, twice as fast."""
     with (
         place.open("wb") as file,
         zstandard.ZstdCompressor(level=9, threads=-1).stream_writer(file) as stream,

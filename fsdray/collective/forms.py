@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 from fsdray.collective.combined import ALIGN, HEAD, SPAN_SIZE, layout
 from fsdray.collective.frames import overhead
 from fsdray.costs.medium import Bill, Medium, best
-from fsdray.services import ADDRESS, ENVELOPE, KIB, MessageLimits, units
+from fsdray.services import ADDRESS, ENVELOPE, KIB, MessageLimits, gets, puts, units
 
 T = TypeVar("T")
 
@@ -144,8 +144,9 @@ def mixed(parcels: Sequence[Spec], large: frozenset[int], limits: MessageLimits)
         spans = [end - start + start % ALIGN for start, end in placed.spans]
         readers = sum(len(ranks) for ranks, _ in objects)
         total = sum(len(ranks) * n for (ranks, _), n in zip(objects, spans, strict=True))
-        counts |= {"put": 1, "put_bytes": placed.size}
-        fetched = {"get": readers, "get_bytes": total}
+        counts |= {"put": puts(placed.size), "put_bytes": placed.size}
+        asked = sum(len(ranks) * gets(n) for (ranks, _), n in zip(objects, spans, strict=True))
+        fetched = {"get": asked, "get_bytes": total}
         up = placed.size
         down = total // readers
         for ranks, entries in pointers([ranks for ranks, _ in objects], limits):
@@ -182,16 +183,20 @@ def in_object(parcels: Sequence[Spec]) -> Sent:
         return Sent({}, (), {}, 0, 0, False)
     placed = layout([(len(ranks), size) for ranks, size in parcels])
     head = min(HEAD, placed.size)
-    reads, got = [], 0
+    reads: list[int] = []
+    asked = got = 0
     for (ranks, _), (start, end) in zip(parcels, placed.spans, strict=True):
-        more = end > head
-        reads.append(1 + more + (placed.index > HEAD))
-        got += len(ranks) * (head + more * (end - start + start % ALIGN))
-        got += len(ranks) * (placed.index > HEAD) * placed.index
+        spans = [head]
+        if placed.index > HEAD:
+            spans.append(placed.index)
+        if end > head:
+            spans.append(end - start + start % ALIGN)
+        reads.append(len(spans))
+        asked += len(ranks) * sum(map(gets, spans))
+        got += len(ranks) * sum(spans)
     readers = sum(len(ranks) for ranks, _ in parcels)
-    gets = sum(len(ranks) * n for (ranks, _), n in zip(parcels, reads, strict=True))
-    counts = {"put": 1.0, "put_bytes": float(placed.size)}
-    fetched = {"get": float(gets), "get_bytes": float(got)}
+    counts = {"put": float(puts(placed.size)), "put_bytes": float(placed.size)}
+    fetched = {"get": float(asked), "get_bytes": float(got)}
     return Sent(counts, (), fetched, placed.size, got // max(1, readers), False, tuple(reads))
 
 

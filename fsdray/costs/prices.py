@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeAlias
 from fsdray.errors import SettingsError
 from fsdray.settings import Settings
 
-Architecture: TypeAlias = Literal["x86", "arm"]
+Architecture: TypeAlias = Literal["x86_64", "arm64"]
 Storage: TypeAlias = Literal["standard", "express"]
+_OF_ARCHITECTURE = {"x86_64": "lambda_gb_second_x86", "arm64": "lambda_gb_second_arm"}
 
 _DEFAULT = "us-east-1-2026-11.json"
 _FIELDS = ("region", "date", "source", "items")
@@ -72,7 +73,7 @@ class Prices:
     items
         The table, by item; every item must be there.
     architecture
-        What the functions run on: ``"x86"`` or ``"arm"``.
+        What the functions run on: ``"x86_64"`` or ``"arm64"``.
     storage
         What holds the objects: S3 ``"standard"`` or ``"express"`` (One Zone).
 
@@ -86,13 +87,13 @@ class Prices:
     date: str
     source: str
     items: Mapping[str, Price] = field(repr=False)
-    architecture: Architecture = "x86"
+    architecture: Architecture = "x86_64"
     storage: Storage = "standard"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", dict(self.items))
-        if self.architecture not in ("x86", "arm"):
-            raise SettingsError(f'architecture={self.architecture!r}: choose "x86" or "arm"')
+        if self.architecture not in _OF_ARCHITECTURE:
+            raise SettingsError(f'architecture={self.architecture!r}: choose "x86_64" or "arm64"')
         if self.storage not in ("standard", "express"):
             raise SettingsError(f'storage={self.storage!r}: choose "standard" or "express"')
         if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", self.date, re.ASCII):
@@ -123,7 +124,7 @@ class Prices:
         put, get = f"s3_{self.storage}_put", f"s3_{self.storage}_get"
         billed = {
             "invoke": "lambda_request",
-            "gb_seconds": f"lambda_gb_second_{self.architecture}",
+            "gb_seconds": _OF_ARCHITECTURE[self.architecture],
             "publish_units": "sns_unit",
             "publish_bytes": "sns_to_sqs_byte",
             "send_units": "sqs_unit",
@@ -142,7 +143,7 @@ class Prices:
 def load_prices(
     path: str | Path | None = None,
     *,
-    architecture: Architecture = "x86",
+    architecture: Architecture = "x86_64",
     storage: Storage = "standard",
 ) -> Prices:
     """Read a price table.
@@ -174,15 +175,16 @@ def load_prices(
         raise SettingsError(f"price table {name}: {error}") from error
 
 
-def prices_of(settings: Settings) -> Prices:
-    """The table that a session's receipts are priced by.
+def prices_of(settings: Settings, architecture: str) -> Prices:
+    """The table that a session's receipts are priced by; `architecture` is its functions'.
 
     Raises
     ------
     SettingsError : as `load_prices`.
     """
     storage: Storage = "express" if settings.storage == "express" else "standard"
-    return load_prices(settings.prices, storage=storage)
+    processor: Architecture = "arm64" if architecture == "arm64" else "x86_64"
+    return load_prices(settings.prices, architecture=processor, storage=storage)
 
 
 def _text(path: Path) -> str:

@@ -16,7 +16,6 @@ from scipy.sparse import csr_array, issparse
 
 import fsdray
 from fsdray.costs.meter import metering
-from fsdray.costs.prices import prices_of
 from fsdray.costs.receipt import Receipt
 from fsdray.errors import SettingsError
 from fsdray.inference import partition as partitions
@@ -137,7 +136,7 @@ def run(
         answers: list[RankAnswer] = fsdray.get(refs)
         seconds = time.perf_counter() - divided
     layers = _layers(model, answers, owned, matrix.shape[0])
-    settings = fsdray.session.current().settings
+    here = fsdray.session.current()
     return Answer(
         categories=np.flatnonzero(np.diff(layers[-1].indptr)) + 1,
         activations=layers[-1],
@@ -151,11 +150,11 @@ def run(
         edges_per_second=matrix.shape[0] * model.edges / seconds,
         workers=workers,
         strategy=strategy,
-        channel=channel or settings.channel,
+        channel=channel or here.settings.channel,
         partition=division,
         statistics=partitions.statistics(model, division),
         bytes_sent=sum(answer.sent_bytes for answer in answers),
-        receipt=Receipt(meter.counts(), prices_of(settings)),
+        receipt=Receipt(meter.counts(), here.prices),
         rank_receipts=tuple(ref.receipt() for ref in refs),
     )
 

@@ -1,4 +1,4 @@
-"""Arrays whose length is true and whose memory is not there, for messages that no memory would hold.
+"""Arrays whose length is true and whose memory is not there, for what no memory would hold.
 
 All that is copied of them lies in one region of untouched pages, which the system maps to one page
 of zeros: of a copy only those bytes are written that are no zeros of an array, such as headers.
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fsdray.collective.frames import Codec
-from fsdray.services import KIB, MIB, Buffer
+from fsdray.services import KIB, Buffer
 
 _ROOM = 1 << 40  # bytes of addresses: none of them costs anything until it is written
 _SMALL = 8 * KIB  # bytes up to which a copy is an ordinary one

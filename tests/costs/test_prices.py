@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from fsdray.costs.prices import Price, load_prices
+from fsdray.costs.prices import Price, load_prices, prices_of
 from fsdray.errors import SettingsError
+from fsdray.settings import Settings
 
 
 def packaged() -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_express_storage_reproduces_the_worked_example_of_the_s3_faq() -> None:
 
 
 def test_arm_functions_are_cheaper_by_the_second_only() -> None:
-    x86, arm = load_prices(), load_prices(architecture="arm")
+    x86, arm = load_prices(), load_prices(architecture="arm64")
     assert arm.of("gb_seconds") == pytest.approx(0.0000133334)
     assert arm.of("invoke") == x86.of("invoke")
 
@@ -184,7 +185,13 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_or_storage_is_refused() -> None:
-    with pytest.raises(SettingsError, match='"x86" or "arm"'):
+    with pytest.raises(SettingsError, match='"x86_64" or "arm64"'):
         load_prices(architecture="riscv")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match='"standard" or "express"'):
         load_prices(storage="glacier")  # type: ignore[arg-type]
+
+
+def test_a_session_s_receipts_are_priced_for_where_its_functions_run() -> None:
+    settings = Settings(storage="express")
+    assert prices_of(settings, "x86_64") == load_prices(storage="express")
+    assert prices_of(settings, "arm64") == load_prices(architecture="arm64", storage="express")

@@ -76,7 +76,7 @@ def test_receipts_of_a_gang_can_be_summed() -> None:
 
 def test_receipts_of_two_price_tables_do_not_add_up() -> None:
     with pytest.raises(SettingsError, match="two price tables"):
-        Receipt({}, PRICES) + Receipt({}, load_prices(architecture="arm"))
+        Receipt({}, PRICES) + Receipt({}, load_prices(architecture="arm64"))
 
 
 def test_a_receipt_names_its_requests_in_one_line() -> None:

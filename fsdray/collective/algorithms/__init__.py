@@ -1,7 +1,8 @@
 """Algorithms for a store-and-forward medium: who sends to whom, what that bills, which is taken.
 
-`exchanges` are the single rounds and `grid` the two-level one, `bills` and `bundled` have the formula
-of each algorithm, `ways` the table of all and the choice. Running them is the communicator's.
+`exchanges` are the single rounds and `grid` the two-level one, `bills` and `bundled` have the
+formula of each algorithm, `ways` the table of all and the choice. Running them is the
+communicator's.
 """
 
 from __future__ import annotations

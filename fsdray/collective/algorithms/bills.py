@@ -113,8 +113,9 @@ class Setting:
         misses = sum(count * min(many, forms.WINDOW) * looks for count, many in receivers)
         readers = sum(count * many for count, many in receivers)
         reads = sent.fetched["get"] * len(receivers) / max(1, readers)
-        laps = math.ceil(fellows / forms.WINDOW) - 1 + (2 if reads > 1 else 1)
-        gone = pace.look(there) - waiting + laps * medium.get.slowest(readers)
+        # The next is read when any of a window is done: only the last wait for the slowest.
+        gone = pace.look(there) - waiting + (2 if reads > 1 else 1) * medium.get.slowest(readers)
+        gone += (math.ceil(fellows / forms.WINDOW) - 1) * medium.get.median
         return gone, misses
 
 

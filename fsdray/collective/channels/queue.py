@@ -32,6 +32,8 @@ several messages gives the next ones to gather after the first. A receive and it
 acknowledgement cost 0.5 µ$, which is what a rank of 1,769 MB costs in 16 ms: worth a moment, not
 more (prices: FACTS, section 3)."""
 
+_SMALL = 4  # ranks of a gang in which nobody waits for enough messages for that moment to pay
+
 
 class QueueChannel:
     """See `fsdray.collective.channels.Channel`.
@@ -99,7 +101,11 @@ class QueueChannel:
         try:
             await self._read_until(changed, keys)
             changed.result()
-            if not self._most and any(not k.is_send and not self._mailbox.has(k) for k in keys):
+            if (
+                len(self._inboxes) > _SMALL
+                and not self._most
+                and any(not k.is_send and not self._mailbox.has(k) for k in keys)
+            ):
                 # The others are on their way, and a receive that brings several is billed once.
                 await asyncio.sleep(LINGER)
         finally:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,8 +22,10 @@ import pytest
 
 from fsdray.backends.aws import late, package
 from fsdray.backends.aws.options import Options
-from fsdray.backends.aws.package import build, own_files, pins, platforms, requirements
+from fsdray.backends.aws.package import build, own_files, pins, requirements
+from fsdray.backends.aws.wheels import foreign, tags
 from fsdray.errors import SettingsError
+from fsdray.runtime_env import RuntimeEnv
 from tests.test_packages import wheel
 
 ARM = Options(python="3.12", architecture="arm64", extras=())
@@ -102,9 +106,31 @@ def test_wheels_are_those_of_lambdas_own_system(wheels: Path, tmp_path: Path) ->
         wheel(wheels, "tool", version, {"tool.py": f"version = {version!r}"}, tag=tag)
     made = build(ARM, tmp_path)
     assert contents(made.path)["tool.py"] == b"version = '1.0'"
-    assert platforms(Options(python="3.11", architecture="x86_64"))[0] == "manylinux_2_26_x86_64"
+    assert tags("3.11", "x86_64")[0] == "manylinux_2_26_x86_64"
     with pytest.raises(SettingsError, match=r"functions of Python 3.14 require(.|\n)*tool"):
         build(Options(python="3.14", architecture="arm64", extras=()), tmp_path)
+
+
+def test_what_a_call_asks_pip_for_is_for_where_functions_run(wheels: Path, tmp_path: Path) -> None:
+    of = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    for machine in ("x86_64", "aarch64"):
+        wheel(
+            wheels, "tool", "1.0", {"tool.py": f"machine = {machine!r}"},
+            tag=f"{of}-{of}-manylinux_2_17_{machine}",
+        )  # fmt: skip
+    runtime_env = RuntimeEnv.of({"pip": ["tool"]})
+    assert runtime_env is not None
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for machine, architecture in (("x86_64", "x86_64"), ("aarch64", "arm64")):
+        bundle = runtime_env.packages(tmp_path, tags(python, architecture))
+        assert bundle is not None
+        with zipfile.ZipFile(io.BytesIO(bundle.data)) as archive:
+            assert archive.read("tool.py") == f"machine = '{machine}'".encode()
+    here = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    other = {"arm64": "x86_64", "x86_64": "arm64"}[here]
+    assert foreign(python, other) == tags(python, other)
+    if sys.platform == "linux":
+        assert foreign(python, here) == ()
 
 
 def test_versions_are_the_drivers_where_there_are_wheels_of_them(
