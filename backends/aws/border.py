@@ -85,7 +85,8 @@ def crossing(what: str) -> Iterator[None]:
         ours = translated(error, what)
         if ours is None:
             raise
-        raise ours from error
+        # What a user set wrong is said in full; where in AWS's client it was seen is no help.
+        raise ours from (None if isinstance(ours, SettingsError) else error)
 
 
 def code_of(error: BaseException) -> str:
@@ -185,8 +186,8 @@ def _of_service(error: Any, what: str) -> FsdrayError:
         )
     if code in _GONE:
         return ServiceError(
-            f"{what}: {_GONE[code]} is not there ({said}): run `fsdray doctor` to see what is "
-            "missing, and `fsdray deploy` to make it again"
+            f"{what}: {_GONE[code]} is not there ({said}): run `fsdray doctor` to see all that "
+            "is missing; `fsdray destroy`, then `fsdray deploy`, make it again"
         )
     if status_of(error) >= 500:
         return ServiceError(f"{what}: AWS failed to {operation} ({code}: {said}): try again")

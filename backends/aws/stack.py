@@ -107,7 +107,7 @@ def read_stack(settings: Settings) -> Stack:
                 f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, "
                 "or name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, "
                 "FSDRAY_REGION"
-            ) from error
+            ) from None
     outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
     if OUTPUT not in outputs:
         where = f"the stack {name!r} in {client.meta.region_name}"
