@@ -14,8 +14,8 @@ compiling; ``fsdray`` is what deploy packs. ``--full`` adds fsdray with packages
 environments that have nothing else, where the others take those of this Python. It also says what
 numba's kernel takes in a new environment (ms): ``fetch`` of the compiler from the bucket, ``numba``
 to import, ``kernel`` to be compiled in the first environment and loaded in the later ones; beside
-``scipy``, all of whose route's imports and a first small layer. Start latencies of Lambda itself
-and its network come on top.
+``scipy``: to import NumPy, SciPy and the engine, and to multiply a first small layer so. Start
+latencies of Lambda itself and its network come on top.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from fsdray.backends.aws.options import Options
 from fsdray.backends.aws.package import build
 from fsdray.backends.aws.template import plan
 from fsdray.observe.progress import Silent
+from fsdray.services import MIB
 from fsdray.settings import Settings
 from fsdray.testing.emulator import Emulator
 
@@ -140,11 +141,11 @@ def of_kernels(name: str) -> list[dict[str, float]]:
         import importlib
         import time
 
+        marks = [time.perf_counter()]
         import numpy as np
 
         from fsdray.inference import kernels
 
-        marks = [time.perf_counter()]
         square = np.arange(3), np.arange(2), np.ones(2, np.float32)
         out = np.empty((2, 2), np.float32)
         kernels.fused(*square, out + 1, 0.0, nonzero_bias=False, relu=True, clamp=None, out=out)
@@ -186,9 +187,9 @@ def full(options: Options, variables: dict[str, str]) -> dict[str, Any]:
         deploy(settings, {"slots": 1, "memory": (1769,)}, Screen(sys.stderr, Silent()))
         first, *others = of_kernels("kernels")
     found["megabytes"] = {
-        "zip": round(package.path.stat().st_size / 1e6, 1),
-        "unpacked": round(package.unpacked / 1e6, 1),
-        "late": {key: round(path.stat().st_size / 1e6, 1) for key, path in package.late.items()},
+        "zip": round(package.path.stat().st_size / MIB, 1),
+        "unpacked": round(package.unpacked / MIB, 1),
+        "late": {key: round(path.stat().st_size / MIB, 1) for key, path in package.late.items()},
     }
     found["kernel"] = {
         "first": first,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,7 +15,7 @@ from fsdray import from_ray, loop, output, session, settings
 from fsdray.costs.meter import Meter, ambient, count, set_outermost
 from fsdray.costs.prices import load_prices
 from fsdray.costs.receipt import Receipt
-from fsdray.errors import SessionError, SettingsError
+from fsdray.errors import FsdrayError, SessionError, SettingsError
 from fsdray.refs import ObjectRef
 from fsdray.runtime_env import RuntimeEnv
 from fsdray.services import Backend
@@ -287,7 +288,11 @@ def cancel(
 def _end() -> None:
     # A second Ctrl-C, while the first one's end is waited for, has nothing new to say.
     with suppress(KeyboardInterrupt):
-        shutdown()
+        try:
+            shutdown()
+        except FsdrayError as error:
+            # The program has ended: nobody can catch it, and a traceback would be of our own code.
+            print(f"fsdray: at the end of the session: {error}", file=sys.stderr)
 
 
 async def _undone(connecting: Future[Backend]) -> None:

@@ -238,8 +238,12 @@ class Rank:
             return
         if not is_consequence:
             self.breaker.trip(((self._gang.rank,), encoded), is_death=False, is_news=True)
-        if self.breaker.announcing is not None:
-            await asyncio.wait([self.breaker.announcing])
+        told = self.breaker.announcing
+        if told is not None:
+            await asyncio.wait([told])
+            if not is_consequence and told.exception() is not None:
+                # Nobody heard of it, and would wait: only the tree can tell, and it tells deaths.
+                self.breaker.trip(((self._gang.rank,), encoded), is_death=True, is_news=False)
 
     async def _abort(self, why: CollectiveError) -> None:
         """The user's code ends the gang, as a death would."""

@@ -102,11 +102,13 @@ class _DriverBackend(AwsBackend):
     async def close(self) -> None:
         try:
             await self.functions.stop(_ENDING)
-            await self.messages.close()
-            # Calls that run on, some of whose callers died, find by a mark that they are not
-            # wanted; a day ends the marks.
-            keys = [key for key in await self.objects.list("") if not key.startswith(CANCELS)]
-            await self.objects.delete(keys)
+            try:
+                await self.messages.close()
+            finally:  # each clears away what it can, whatever of the stack is gone
+                # Calls that run on, some of whose callers died, find by a mark that they are not
+                # wanted; a day ends the marks.
+                keys = [key for key in await self.objects.list("") if not key.startswith(CANCELS)]
+                await self.objects.delete(keys)
         finally:
             await self._clients.close()
 

@@ -85,7 +85,8 @@ def crossing(what: str) -> Iterator[None]:
         ours = translated(error, what)
         if ours is None:
             raise
-        raise ours from error
+        # What a user set wrong is said in full; where in AWS's client it was seen is no help.
+        raise ours from (None if isinstance(ours, SettingsError) else error)
 
 
 def code_of(error: BaseException) -> str:
@@ -103,6 +104,15 @@ def status_of(error: BaseException) -> int:
     if not isinstance(response, Mapping):
         return 0
     return int((response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0)
+
+
+def was_cut(error: Exception) -> bool:
+    """Whether a connection broke, or said nothing any more: what only reads may be asked again."""
+    from aiohttp import ClientError
+    from botocore.exceptions import HTTPClientError, ReadTimeoutError, ResponseStreamingError
+
+    kinds = (ClientError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, OSError)
+    return not status_of(error) and isinstance(error, kinds)
 
 
 def translated(error: Exception, what: str) -> FsdrayError | None:
@@ -159,7 +169,9 @@ def _of_service(error: Any, what: str) -> FsdrayError:
     code, operation = code_of(error), error.operation_name
     said = error.response.get("Error", {}).get("Message") or "it said no more"
     if code in _EXPIRED:
-        return SettingsError(f"{what}: the AWS credentials have expired: {SIGN_IN} again")
+        return SettingsError(
+            f"{what}: the AWS credentials have expired: to sign in again, {SIGN_IN}"
+        )
     if code in _UNKNOWN_KEYS:
         return SettingsError(f"{what}: AWS does not know these credentials ({said}): {SIGN_IN}")
     if code in _DENIED:
@@ -174,8 +186,8 @@ def _of_service(error: Any, what: str) -> FsdrayError:
         )
     if code in _GONE:
         return ServiceError(
-            f"{what}: {_GONE[code]} is not there ({said}): run `fsdray doctor` to see what is "
-            "missing, and `fsdray deploy` to make it again"
+            f"{what}: {_GONE[code]} is not there ({said}): run `fsdray doctor` to see all that "
+            "is missing; `fsdray destroy`, then `fsdray deploy`, make it again"
         )
     if status_of(error) >= 500:
         return ServiceError(f"{what}: AWS failed to {operation} ({code}: {said}): try again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import email.utils
 import enum
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -128,17 +129,28 @@ def examine(patient: Patient, is_to_fix: bool = False) -> Iterator[Finding]:
         try:
             yield from look(patient)
         except FsdrayError as failed:
-            yield _unasked(name, failed)
+            yield _unasked(patient, name, failed)
     if is_to_fix:
         yield from remedy(patient)
 
 
-def _unasked(name: str, failed: FsdrayError) -> Finding:
+def _unasked(patient: Patient, name: str, failed: FsdrayError) -> Finding:
     # Only who may deploy is allowed all that is asked here: a user's session may do without.
     if "access denied" in str(failed):
         return warning(name, f"could not be asked: {failed}", "ask who deployed the stack")
-    said, _, fix = str(failed).partition(": run ")
-    return error(name, said, f"run {fix}" if fix else None)
+    told = re.fullmatch(r"(.*?): ((?:run|set|check|see|to sign in) .*)", str(failed), re.DOTALL)
+    said, fix = told.groups() if told else (str(failed), None)
+    if "is not there (" in said:  # its own advice is to come here
+        fix = _anew(patient)
+    return error(name, said, fix)
+
+
+def _anew(patient: Patient) -> str:
+    """What makes again what is not there any more: CloudFormation changes what a template says."""
+    return (
+        f"`fsdray destroy --stack {patient.name}`, then {_deploy(patient)} with its options: what "
+        "something else than fsdray removed, CloudFormation does not make again"
+    )
 
 
 def credentials(patient: Patient) -> Iterator[Finding]:
@@ -256,7 +268,7 @@ def code(patient: Patient) -> Iterator[Finding]:
         size = max(each["Size"] for each in found) / 1e6
         yield ok("code", f"a package of {size:.1f} MB in {bucket}")
     else:
-        yield error("code", f"no code package in {bucket}", _deploy(patient))
+        yield error("code", f"no code package in {bucket}", _anew(patient))
 
 
 def functions(patient: Patient) -> Iterator[Finding]:
@@ -264,17 +276,23 @@ def functions(patient: Patient) -> Iterator[Finding]:
     if patient.stack is None:
         return
     client = patient.connect("lambda")
-    ready, rest = [], []
+    ready, rest, missing = [], [], []
     for memory, name in sorted(patient.stack.functions.items()):
         with border.crossing(f"looking at the function {name}"):
-            found = client.get_function_configuration(FunctionName=name)
+            try:
+                found = client.get_function_configuration(FunctionName=name)
+            except client.exceptions.ResourceNotFoundException:
+                missing.append(name)
+                continue
         state, update = found.get("State", "Active"), found.get("LastUpdateStatus", "Successful")
         if (state, update) in (("Active", "Successful"), ("Inactive", "Successful")):
             ready.append(memory)  # an inactive one wakes up at its next call
         else:
             reason = found.get("StateReason") or found.get("LastUpdateStatusReason") or ""
             rest.append(f"{name} is {state}, {update} {reason}".rstrip())
-    if rest:
+    if missing:
+        yield error("functions", f"missing: {', '.join(missing)}", _anew(patient))
+    elif rest:
         yield error("functions", "; ".join(rest), f"wait a minute, then {_deploy(patient)}")
     else:
         yield ok("functions", f"{len(ready)} ready, of {_listed(ready)} MB")
@@ -296,7 +314,7 @@ def slots(patient: Patient) -> Iterator[Finding]:
             subscribed += sum(len(page["Subscriptions"]) for page in pages)
     if missing or subscribed < here.slots:
         text = f"{len(missing)} of {here.slots} queues and {here.slots - subscribed} subscriptions"
-        yield error("slots", f"{text} are missing", _deploy(patient))
+        yield error("slots", f"{text} are missing", _anew(patient))
     else:
         topics = "one topic" if len(here.topics) == 1 else f"{len(here.topics)} topics"
         yield ok("slots", f"{here.slots} rank slots, {topics}")
@@ -361,7 +379,13 @@ def leases(patient: Patient) -> Iterator[Finding]:
         text = told["Body"].read()
     now = told["ResponseMetadata"]["HTTPHeaders"]["date"]
     moment = email.utils.parsedate_to_datetime(now).timestamp()
-    held = pool.parse(text)
+    try:
+        held = pool.parse(text)
+    except FsdrayError as failed:
+        where = f"s3://{patient.stack.bucket}/{pool.KEY}"
+        said = str(failed).partition(": when no")[0]
+        yield error("leases", said, f"when no session runs, `aws s3 rm {where}`")
+        return
     over = {name for name, hold in held.holds.items() if hold.until <= moment}
     if over:
         who = ", ".join(f"{len(held.holds[name].slots)} by {held.holds[name].who}" for name in over)
@@ -398,7 +422,7 @@ def remedy(patient: Patient) -> Iterator[Finding]:
         try:
             orphans.remove(patient.connect, resource)
         except FsdrayError as failed:
-            yield _unasked("removing", failed)
+            yield _unasked(patient, "removing", failed)
         else:
             yield ok("removed", str(resource))
 

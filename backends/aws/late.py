@@ -90,7 +90,7 @@ class Late(MetaPathFinder, Loader):
         self._folder.mkdir(exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=self._folder) as making,
-            # A third of the time that a zip's compression takes, and never whole in memory.
+            # Half the time that a zip takes, and never whole in memory.
             zstandard.ZstdDecompressor().stream_reader(data) as stream,
             tarfile.open(fileobj=stream, mode="r|") as archive,
         ):

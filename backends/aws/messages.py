@@ -35,6 +35,7 @@ from fsdray.services import (
 
 _PAUSE = 0.1, 5.0  # seconds before the failed entries of a batch go again: first, longest
 _TRIES = 10  # of one entry, about 25 s in all
+_NO_QUEUE = ("NonExistentQueue", "QueueDoesNotExist")
 _AT_ONCE = 16  # queues that are emptied at one time
 
 Entry = dict[str, Any]
@@ -336,7 +337,9 @@ async def purge(clients: Clients, stack: Stack, slots: Sequence[int]) -> None:
                     await sqs.purge_queue(QueueUrl=queue_url(stack, slot))
             except ServiceError as error:
                 # Somebody else did it within the last minute: what came since has had its lease.
-                if "PurgeQueueInProgress" not in border.code_of(error.__cause__ or error):
+                # Or the queue was removed, with all that was in it.
+                code = border.code_of(error.__cause__ or error)
+                if not any(each in code for each in ("PurgeQueueInProgress", *_NO_QUEUE)):
                     raise
 
     await asyncio.gather(*map(empty, slots))

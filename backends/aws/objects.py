@@ -225,7 +225,7 @@ class AwsObjects:
                 if status == 404 and border.code_of(error) != "NoSuchBucket":
                     return None
                 # 412: it was replaced between two of its parts.
-                if attempt == _READS or (status and status != 412) or not _is_cut(error, status):
+                if attempt == _READS or not (status == 412 or border.was_cut(error)):
                     raise
         raise AssertionError("unreachable")
 
@@ -335,12 +335,3 @@ def _says_no(error: Exception) -> bool:
 
 def _was_repeated(error: Any) -> bool:
     return bool(error.response.get("ResponseMetadata", {}).get("RetryAttempts"))
-
-
-def _is_cut(error: Exception, status: int) -> bool:
-    """Whether a read failed for its connection, or for a change of what it read."""
-    from aiohttp import ClientError
-    from botocore.exceptions import HTTPClientError, ReadTimeoutError, ResponseStreamingError
-
-    kinds = (ClientError, HTTPClientError, ReadTimeoutError, ResponseStreamingError, OSError)
-    return status == 412 or isinstance(error, kinds)

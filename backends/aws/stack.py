@@ -105,8 +105,9 @@ def read_stack(settings: Settings) -> Stack:
                 raise
             raise SettingsError(
                 f"there is no stack {name!r} in {client.meta.region_name}: run {deploying(name)}, "
-                "or choose another by fsdray.init(stack=..., region=...) or FSDRAY_STACK"
-            ) from error
+                "or name another with fsdray.init(stack=..., region=...), FSDRAY_STACK, "
+                "FSDRAY_REGION"
+            ) from None
     outputs = {each["OutputKey"]: each["OutputValue"] for each in told.get("Outputs", ())}
     if OUTPUT not in outputs:
         where = f"the stack {name!r} in {client.meta.region_name}"

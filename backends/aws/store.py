@@ -10,6 +10,7 @@ from fsdray.backends.aws import border
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.pool import KEY
 
+_READS = 4  # times that it is asked for where an answer breaks off, which no client looks after
 _REFUSED = {"PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "412", "409"}
 
 
@@ -24,15 +25,18 @@ class PoolObject:
         s3 = await self._clients.get("s3", None)
         self._clients.count("lease", 1)
         with border.crossing("looking for free inboxes"):
-            try:
-                answer = await s3.get_object(**self._named)
-                async with answer["Body"] as body:
-                    text = (await body.read()).decode()
-            except Exception as error:
-                if border.code_of(error) not in ("NoSuchKey", "404"):
-                    raise
-                return None, None, _date(getattr(error, "response", {}))
-        return text, answer["ETag"], _date(answer)
+            for attempt in range(1, _READS + 1):
+                try:
+                    answer = await s3.get_object(**self._named)
+                    async with answer["Body"] as body:
+                        return (await body.read()).decode(), answer["ETag"], _date(answer)
+                except Exception as error:
+                    if border.code_of(error) in ("NoSuchKey", "404"):
+                        return None, None, _date(getattr(error, "response", {}))
+                    if attempt == _READS or not border.was_cut(error):
+                        raise
+                self._clients.count("lease", 1)
+        raise AssertionError("unreachable")
 
     async def write(self, text: str, etag: str | None) -> bool:
         s3 = await self._clients.get("s3", None)

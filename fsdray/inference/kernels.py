@@ -37,9 +37,9 @@ Array = NDArray[Any]
 _BLOCK = 2048
 
 # Seconds of SciPy's route that a process takes before it loads numba. Loading takes 0.4 to 0.7 s
-# with the kernel in numba's cache, and seconds in a fresh function, which has to fetch and compile
-# first (docs/aws.md): short work is over before. Whoever rents until the rent comes to the price,
-# and buys then, never pays twice what was best (Karlin et al., "Competitive snoopy caching", 1988).
+# with the kernel in numba's cache, and 3 to 5 s in a fresh function, which fetches and may compile
+# first (docs/aws.md): short work is over before. Whoever rents until the rent comes to the price
+# pays at most twice what was best (Karlin et al., "Competitive snoopy caching", 1988).
 _PATIENCE = 0.5
 _waited = 0.0  # seconds of it that this process took so far
 

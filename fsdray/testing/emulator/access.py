@@ -2,8 +2,8 @@
 
 It runs in ministack's process, with nothing but the standard library. A line tells what a bill
 would count: service, operation and status, the sizes of the messages in it, how many of a batch
-failed, how many bytes went each way. It is made from the requests as they came over the wire, and
-knows nothing of who sent them.
+failed, how many bytes went each way, and by what asked, as its headers say. It is made from the
+requests as they came over the wire, and knows nothing of who sent them.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class _Request:
             "time": round(self._began, 6),
             "service": self.service,
             "operation": "",
+            "by": self._asker(),
             "status": self.status,
             "received": self.received,
             "sent": self.sent,
@@ -122,8 +123,17 @@ class _Request:
             line["error"] = _error(answered, self._headers)
         return line
 
+    def _asker(self) -> str:
+        """Whether a session of fsdray asks, from a function or not, or somebody else."""
+        if not self._headers.get("user-agent", "").startswith("fsdray/"):
+            return "other"
+        # What AWS's clients tell of the call that they are used in.
+        return "function" if "x-amzn-trace-id" in self._headers else "driver"
+
     def _s3_operation(self) -> str:
         query, on_key = self._query, "/" in self._path.strip("/")
+        if not self._path.strip("/"):
+            return "ListBuckets"
         if not on_key:
             listed = query.get("list-type") == "2"
             named = {

@@ -15,6 +15,21 @@ SOURCE = Path(__file__).parents[3] / "backends" / "aws"
 
 SERVICES = ("cloudformation", "iam", "lambda", "logs", "s3", "sns", "sqs", "sts")
 
+FUNCTION = (
+    "functions",
+    "objects",
+    "messages",
+    "store",
+    "leases",
+    "clients",
+    "handler",
+    "late",
+    "compiled",
+)
+USER = (*FUNCTION[:-3], "backend", "stack", "logs")
+DEPLOYER = ("deploy", "cloudformation", "package", "stack", "doctor", "orphans")
+"""The modules that run in functions, in a session's driver, and when somebody deploys."""
+
 ACTION = {
     # Where a permission is not named after its operation (the Service Authorization Reference).
     "lambda:Invoke": "lambda:InvokeFunction",
@@ -85,6 +100,21 @@ def called(*modules: str) -> set[str]:
                     if len(candidates) == 1 or f'"{service}"' in ast.unparse(tree):
                         found.add(action(service, operation))
     return found - FREE
+
+
+def logged(requests: Iterable[Mapping[str, Any]], by: str) -> set[str]:
+    """Actions that an emulator was asked for by functions, drivers or others, by its own log."""
+    return {
+        action(each["service"], each["operation"]) for each in requests if each.get("by") == by
+    } - FREE
+
+
+def check_logged(requests: Iterable[Mapping[str, Any]]) -> None:
+    """Fail if functions or drivers asked for what is not read off their source."""
+    lines = list(requests)
+    for by, modules in (("function", FUNCTION), ("driver", USER)):
+        more = logged(lines, by) - called(*modules)
+        assert not more, f"a {by} asked for what no policy is held to: {sorted(more)}"
 
 
 def allowed(policy: Mapping[str, Any]) -> set[str]:

@@ -15,6 +15,7 @@ from fsdray.backends.aws.stack import Stack
 from fsdray.settings import Settings, resolve
 from fsdray.testing.emulator import Emulator
 from tests import leftovers
+from tests.backends.aws.actions import check_logged
 
 SLOTS = 20
 
@@ -52,6 +53,7 @@ def deployed(slots: int = SLOTS, **emulator: Any) -> Iterator[Aws]:
         _running.append(Aws(running, settings, done.stack))
         try:
             yield _running[-1]
+            check_logged(running.requests())
         finally:
             _running.pop()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 
 import fsdray as fsd
 from fsdray.backends.aws import backend
+from fsdray.backends.aws.deploy import deploy
 from fsdray.errors import EnvironmentMismatch, FsdrayError, ServiceError, SettingsError
-from tests.backends.aws.conftest import Aws, deployed
+from tests import leftovers
+from tests.backends.aws.conftest import Aws, Silent, deployed
 
 RUNNING = {"Invoke", "Publish", "PublishBatch", "SendMessageBatch", "ReceiveMessage"}
 STORING = {"PutObject", "GetObject", "ListObjectsV2"}
@@ -110,18 +114,60 @@ def test_a_memory_that_no_function_has(aws: Aws) -> None:
         fsd.get(fsd.remote(memory=9000)(lambda: None).remote())
 
 
-def test_a_bucket_that_is_gone() -> None:
+def test_what_a_user_sees_of_a_setting_that_is_wrong(aws: Aws) -> None:
+    told = run_by_user("import fsdray as fsd\nfsd.init('aws', stack='elsewhere')")
+    assert "botocore" not in told
+    assert told.count("Traceback") == 1
+    assert told.splitlines()[-1].startswith("fsdray.errors.SettingsError: there is no stack")
+
+
+def test_what_a_user_sees_of_a_stack_that_somebody_took_apart() -> None:
     import boto3
 
+    from fsdray.cli import main
+
     with deployed() as aws:
+        # Of the queues that a gang leases first, and then the bucket.
+        boto3.client("sqs").delete_queue(QueueUrl=f"{aws.stack.queues}0001")
+        told = run_by_user(GANG)
+        assert "a queue of the stack is not there" in told
+        assert "run `fsdray doctor` to see all that is missing" in told.splitlines()[-2]
+        assert "at the end of the session" not in told  # what is left is given back all the same
+        leftovers.check(aws.stack, but_of={1})
         s3 = boto3.client("s3")
-        listed = s3.list_objects_v2(Bucket=aws.stack.bucket)["Contents"]
-        s3.delete_objects(
-            Bucket=aws.stack.bucket, Delete={"Objects": [{"Key": each["Key"]} for each in listed]}
-        )
+        for each in s3.list_objects_v2(Bucket=aws.stack.bucket)["Contents"]:
+            s3.delete_object(Bucket=aws.stack.bucket, Key=each["Key"])
         s3.delete_bucket(Bucket=aws.stack.bucket)
+        told = run_by_user(GANG)
+        assert told.count("Traceback") == 2  # AWS's own error, and what it means
+        assert told.splitlines()[-1].startswith("fsdray: at the end of the session: ")
         fsd.init("aws")
-        with pytest.raises(ServiceError, match="`fsdray deploy` to make it again"):
+        with pytest.raises(ServiceError, match="`fsdray destroy`, then `fsdray deploy`, make it"):
             fsd.put(np.zeros(1_000_000))
         with pytest.raises(ServiceError, match="bucket is not there"):
             fsd.shutdown()
+        # What the doctor says to run helps.
+        assert main(["doctor"]) == 1
+        assert main(["destroy", "--yes"]) == 0
+        deploy(aws.settings, {"slots": 20}, Silent(), is_bare=True)
+        assert main(["doctor"]) == 0
+
+
+GANG = """
+import fsdray as fsd
+
+fsd.init("aws")
+
+@fsd.remote(world_size=3, channel="queue", max_retries=0)
+def total():
+    return fsd.collective.world().allreduce(1)
+
+fsd.get(total.remote())
+"""
+
+
+def run_by_user(program: str) -> str:
+    """What a program writes to stderr that ends with an error."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    return done.stderr

@@ -94,6 +94,15 @@ def test_a_clock_that_is_wrong(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (found.fix is None) == (level is Level.OK)
 
 
+def test_code_that_is_an_image_is_named(aws: Aws) -> None:
+    image = "000000000000.dkr.ecr.us-east-1.amazonaws.com/functions:1"
+    patient = patient_of(aws)
+    patient.stack = dataclasses.replace(aws.stack, image=image)
+    assert [(each.level, each.text) for each in doctor.code(patient)] == [
+        (Level.OK, f"the image {image}")
+    ]
+
+
 def test_a_stack_that_is_not_there_and_what_is_left_of_it(aws: Aws) -> None:
     sqs, sns = client("sqs"), client("sns")
     sqs.create_queue(QueueName="gone-slot-0003")

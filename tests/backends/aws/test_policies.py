@@ -8,26 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
+import fsdray as fsd
 from fsdray.backends.aws import policies, template
+from fsdray.backends.aws.deploy import deploy
+from fsdray.backends.aws.doctor import Level, Patient, examine
 from fsdray.backends.aws.options import Options
 from fsdray.backends.aws.stack import Stack
 from fsdray.errors import SettingsError
+from fsdray.settings import resolve
+from fsdray.testing.emulator import Emulator
 from tests.backends.aws import actions
-from tests.backends.aws.actions import allowed, called, wildcards
-
-FUNCTION = (
-    "functions",
-    "objects",
-    "messages",
-    "store",
-    "leases",
-    "clients",
-    "handler",
-    "late",
-    "compiled",
-)
-USER = (*FUNCTION[:-3], "backend", "stack", "logs")
-DEPLOYER = ("deploy", "cloudformation", "package", "stack", "doctor", "orphans")
+from tests.backends.aws.actions import DEPLOYER, FUNCTION, USER, allowed, called, wildcards
+from tests.backends.aws.conftest import Aws
+from tests.deployed import Heard, deployed, using
 
 LAMBDAS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 """What Lambda itself does in the functions' name."""
@@ -252,3 +245,41 @@ def test_actions_are_read_off_the_source() -> None:
     assert actions.called("stack") == {"cloudformation:DescribeStacks"}
     assert {"s3:PutObject", "s3:AbortMultipartUpload"} <= actions.called("objects")
     assert "lambda:InvokeFunction" in actions.called("functions")
+
+
+def test_a_deploy_asks_for_what_is_read_off_and_for_nothing_else(emulator: Emulator) -> None:
+    before = len(emulator.requests())
+    with deployed(emulator, "asked", slots=2, memory=(512,)) as variables, using(variables):
+        patient = Patient.of_settings(resolve({}))
+        assert [each.text for each in examine(patient) if each.level is not Level.OK] == []
+        deploy(resolve({}), {"slots": 3}, Heard(), is_bare=True)
+    # The Lambda host's lines tell what CloudFormation asked for.
+    lines = [each for each in emulator.requests()[before:] if each["service"] != "lambda"]
+    asked = actions.logged(lines, "other")
+    assert asked <= called(*DEPLOYER)
+    assert {"cloudformation:ExecuteChangeSet", "s3:PutObject", "sns:ListTopics"} <= asked
+
+
+def test_what_functions_and_sessions_ask_for_is_read_off(aws: Aws) -> None:
+    # Of all tests before this one too; the rest is looked at when the emulator ends.
+    before = len(aws.emulator.requests())
+    fsd.init("aws", memory=512)
+    try:
+        found = fsd.get(fsd.remote(len).remote(fsd.put(bytes(1_000_000))))
+        assert found == 1_000_000
+        assert fsd.get(meet.remote()) == [3, 3, 3]
+    finally:
+        fsd.shutdown()
+    lines = aws.emulator.requests()[before:]
+    actions.check_logged(aws.emulator.requests())
+    assert {"s3:GetObject", "sqs:ReceiveMessage", "sns:Publish"} <= actions.logged(
+        lines, "function"
+    )
+    assert {"s3:PutObject", "s3:DeleteObject", "s3:ListBucket"} <= actions.logged(lines, "driver")
+    with pytest.raises(AssertionError, match="s3:DeleteBucket"):
+        actions.check_logged([*lines, lines[-1] | {"operation": "DeleteBucket", "by": "driver"}])
+
+
+@fsd.remote(world_size=3, channel="queue")
+def meet() -> int:
+    return int(fsd.collective.world().allreduce(1))
