@@ -277,9 +277,11 @@ def _compile(tree: Path, python: str) -> bool:
         [interpreter, "-I", "-S", "-m", "compileall", "-qq", *options, str(tree)],
         env={"PYTHONHASHSEED": "0", "PATH": os.environ.get("PATH", os.defpath)},
         stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         check=False,
     )
-    return True
+    # What bears an interpreter's name may be a script that finds none.
+    return any(tree.rglob(f"*.cpython-{python.replace('.', '')}.pyc"))
 
 
 def _too_many(sizes: Mapping[str, int]) -> list[str]:

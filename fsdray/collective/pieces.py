@@ -19,8 +19,8 @@ from fsdray.collective.ops import Op
 Signature: TypeAlias = tuple[str, tuple[int, ...], str]
 """Type, shape and order of an array."""
 
-HEAD = 320
-"""Bytes that a piece's message has beside its elements, about."""
+HEAD, PLAIN = 256, 192
+"""Bytes that the messages of a piece, and of one that is reduced, have beside the elements."""
 
 _ANY = (ops.SUM, ops.PROD, ops.MAX, ops.MIN, ops.LAND, ops.LOR, ops.LXOR)
 _BITS = (ops.BAND, ops.BOR, ops.BXOR)

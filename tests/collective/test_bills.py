@@ -13,21 +13,24 @@ from typing import Any
 
 import pytest
 
-from fsdray.collective import algorithms
+from fsdray.collective import MAX, AsyncCommunicator, algorithms
 from fsdray.collective.algorithms import Setting
-from fsdray.collective.forms import READERS
+from fsdray.collective.algorithms.ways import PIECES
+from fsdray.collective.arrivals import READERS
 from fsdray.collective.frames import Operation
 from fsdray.costs.medium import USUAL, Bill
 from fsdray.services import KIB, MIB, MessageLimits, Pace
-from fsdray.testing import Network, Simulation
+from fsdray.testing import Network, Simulation, simulate
 from tests.collective import CHANNELS, noise, services
 from tests.collective.even import (
     CALLS,
     COUNTS,
+    EVEN,
     FIXED,
     SENT,
     SQUARE,
     bill,
+    packed,
     run_each,
     setting,
     simulated,
@@ -136,6 +139,35 @@ def test_what_waiting_costs_makes_other_algorithms_and_the_formulas_follow(
     for operation, size, length in itertools.product(CALLS, (4, 12), (0, SMALL, MIDDLE)):
         if is_one(operation, length):
             check(zeros, operation, size, length, setting(channel, size, 1769))
+
+
+@pytest.mark.parametrize("memory", [0, 1769])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_large_arrays_in_pieces_bill_what_the_formula_says(
+    channel: str, memory: int, zeros: Hollow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fsdray.collective.relay.cuts", lambda here, size: True)
+    for size, length in itertools.product((2, 3, 5, 8, 16), (SMALL, MIDDLE, MIB)):
+        value = zeros.array(length)
+
+        async def program(comm: AsyncCommunicator, value: Any = value) -> Any:
+            return await comm.allreduce(value, MAX)
+
+        run = simulate(
+            program, size, channel=channel, network=EVEN, trace=False, memory=memory or None
+        )
+        zeros.forget()
+        here = setting(channel, size, memory)
+        bills, _ = algorithms.all_ways(Operation.ALLREDUCE, here, packed(value))
+        meant = bills[PIECES]
+        for name in (*SENT, "get", "acknowledge"):
+            assert run.counts.get(name, 0) == meant.count(name), (size, length, name)
+        # A last message that has a batch of its own comes early, and its rank goes on alone; who
+        # waits for a quarter of a second looks once for an abort.
+        assert 0 <= run.counts.get("miss", 0) - meant.count("miss") <= size
+        asked = run.counts.get("receive", 0)
+        assert LEAST * asked <= meant.count("receive") <= MOST_SAID * asked
+        check_bounds(run, meant, size)
 
 
 @pytest.mark.thorough("minutes: every number of ranks with every length, on every channel")

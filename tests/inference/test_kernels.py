@@ -236,6 +236,31 @@ def test_numba_is_loaded_once_scipy_has_taken_as_long() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@needs_numba
+def test_a_processor_that_can_do_less_gives_the_same_bits(tmp_path: Path) -> None:
+    """Functions are on whatever processor they are given, with fused multiply-adds or without."""
+    rng = np.random.default_rng(4)
+    w, y = random_layer(rng, 40, 64, rng.integers(0, 64, 40)), rng.random((64, 1000), np.float32)
+    given, made = tmp_path / "given.npz", tmp_path / "made.npy"
+    np.savez(given, indptr=w.indptr, indices=w.indices, data=w.data, y=y - np.float32(0.5))
+    program = (
+        "import sys, numpy as np\n"
+        "from fsdray.inference import kernels\n"
+        "given = np.load(sys.argv[1])\n"
+        "out = np.empty((40, 1000), np.float32)\n"
+        "w = given['indptr'], given['indices'], given['data']\n"
+        "plain = dict(nonzero_bias=True, relu=False, clamp=None, route='numba')\n"
+        "kernels.fused(*w, given['y'], -0.3, out=out, **plain)\n"
+        "from numba.core.registry import cpu_target\n"
+        "assert 'generic' in cpu_target.target_context.codegen().magic_tuple()\n"
+        "np.save(sys.argv[2], out)\n"
+    )
+    lesser = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program, given, made], env=lesser, check=True)
+    here = call("numba", w, y - np.float32(0.5), -0.3, relu=False)
+    assert np.load(made).tobytes() == here.tobytes()
+
+
 WARM = "from fsdray.inference import kernels; kernels.warm(); print(kernels.__file__)"
 
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
+from fsdray.collective.arrivals import READERS
 from fsdray.collective.channels.sendlog import SendLog
-from fsdray.collective.forms import READERS, groups
+from fsdray.collective.forms import groups
 from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, split, unpack
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames

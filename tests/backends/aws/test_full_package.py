@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from fsdray import inference
 from fsdray.testing.emulator import Emulator
 from tests.deployed import deployed, using
 
+WORKERS, LAYERS = 3, 12
 pytestmark = pytest.mark.thorough("pip fetches 140 MB of packages")
 
 
@@ -76,12 +76,29 @@ def test_kernels_are_compiled_once_for_all_environments(stack: None) -> None:
 
 
 @pytest.mark.parametrize("channel", ["queue", "object"])
-def test_inference_has_the_bits_of_this_machine(stack: None, channel: str) -> None:
-    model, samples = inference.radixnet(256, 12), inference.digits(200, 256)
-    found: list[Any] = []
-    for backend in ("local", "aws"):
-        with fsd.init(backend, concurrency=8):
-            found.append(inference.run(model, samples, workers=3, channel=channel).activations)
-    here, there = found
-    assert (here != there).nnz == 0
-    assert here.data.tobytes() == there.data.tobytes()
+def test_inference_has_the_bits_of_this_machine_by_scipy_and_by_numba(
+    stack: None, channel: str
+) -> None:
+    @fsd.remote(world_size=WORKERS, channel="object")
+    def uses_of_numba(is_to_load: bool) -> int:
+        from fsdray.inference import kernels
+
+        if is_to_load:
+            kernels.warm()
+        return kernels._compiled.cache_info().hits
+
+    model, samples = inference.radixnet(256, LAYERS), inference.digits(200, 256)
+
+    def run() -> tuple[bytes, ...]:
+        found = inference.run(model, samples, workers=WORKERS, channel=channel).activations
+        return found.data.tobytes(), found.indices.tobytes(), found.indptr.tobytes()
+
+    with fsd.init("local", concurrency=8):
+        here = run()
+    with fsd.init("aws", concurrency=8):
+        assert run() == here  # too short for a compiler, in new environments
+        before = fsd.get(uses_of_numba.remote(True))
+        assert run() == here
+        after = fsd.get(uses_of_numba.remote(False))
+    # Each rank multiplies once a layer at least, and they run where the gangs before them ran.
+    assert sum(after) - sum(before) >= LAYERS * WORKERS

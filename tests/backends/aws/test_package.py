@@ -237,4 +237,8 @@ def test_a_package_says_when_it_has_no_bytecode(
     other = "3.13" if sys.version_info[:2] == (3, 12) else "3.12"
     made = build(Options(python=other, extras=()), tmp_path)
     assert not made.is_compiled
+    shim = tmp_path / f"python{other}"  # as pyenv has them for what is not chosen
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    assert not build(Options(python=other, extras=()), tmp_path / "anew").is_compiled
     assert json.loads(contents(made.path)[late.INDEX]) == {}
