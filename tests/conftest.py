@@ -111,7 +111,7 @@ def nothing_left() -> Iterator[None]:
 def clean_session(**settings: Any) -> Iterator[None]:
     """A session that leaves nothing: locally no process and no directory."""
     with nothing_left():
-        fsd.init(**{"concurrency": 40, **settings})
+        fsd.init(**{"concurrency": on_aws.amount(40, 16), **settings})
         yield
         fsd.shutdown()
 
@@ -139,7 +139,7 @@ def two_at_a_time() -> Iterator[None]:
         yield
     finally:
         fsd.shutdown()
-        fsd.init(concurrency=40)
+        fsd.init(concurrency=on_aws.amount(40, 16))
 
 
 @pytest.fixture(scope="session")

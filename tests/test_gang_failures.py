@@ -88,6 +88,7 @@ def network() -> tuple[inference.Model, csr_array]:
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.on_aws("0")
 def test_a_rank_killed_at_any_layer_is_named_to_all_within_a_second(
     seed: int, network: tuple[inference.Model, csr_array], tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def _objects() -> list[str]:
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("branching", [1, 2, 8])
+@pytest.mark.on_aws("1-queue")
 def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
     channel: str, branching: int, tmp_path: Path
 ) -> None:
@@ -249,10 +251,14 @@ def test_a_gang_that_cannot_be_whole_is_refused_before_anything_starts() -> None
     @fsd.remote(world_size=1000)
     def many() -> None: ...
 
-    asked = fsd.receipt().requests
+    def asked() -> dict[str, float]:
+        # What earlier tests leased is given back, or renewed, at any time.
+        return {name: n for name, n in fsd.receipt().requests.items() if name != "lease"}
+
+    before = asked()
     with pytest.raises(SettingsError, match=r"fsdray\.init\(concurrency=1000\)"):
         many.remote()
-    assert fsd.receipt().requests == asked
+    assert asked() == before
 
 
 def test_gangs_that_do_not_fit_together_take_turns() -> None:

@@ -283,7 +283,7 @@ def test_a_generator_that_nobody_took_from_leaves_nothing_after_the_session() ->
         generators = [count.remote(100), endless.remote()]
         fsd.wait(generators, num_returns=2)
     assert "failed" in repr(generators[1])
-    fsd.init(concurrency=40)
+    fsd.init(concurrency=on_aws.amount(40, 16))
 
 
 # Failures
@@ -355,7 +355,7 @@ def test_a_process_that_dies_midway_is_an_error_after_the_items_before() -> None
 
 
 def test_the_time_limit_is_that_of_the_whole_generator(tmp_path: Path) -> None:
-    generator = gated.options(timeout=on_aws.amount(1, 8)).remote(f"never-{tmp_path.name}", 2)
+    generator = gated.options(timeout=on_aws.amount(1, 4)).remote(f"never-{tmp_path.name}", 2)
     *good, last = list(generator)
     assert fsd.get(good) == [0, 1]
     with pytest.raises(FunctionTimeout):
@@ -589,6 +589,7 @@ def test_tasks_take_from_generators_of_their_own_with_room_for_two() -> None:
         assert sorted(values(tree.remote(3))) == [0] * 8 + [1] * 4 + [2] * 2 + [3]
 
 
+@pytest.mark.slow_on_aws
 def test_awaiting_items_in_a_task_gives_its_room_to_others() -> None:
     @fsd.remote
     async def total(to: int) -> int:

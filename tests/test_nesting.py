@@ -61,6 +61,7 @@ def fib(n: int) -> int:
     return n if n < 2 else sum(fsd.get([fib.remote(n - 1), fib.remote(n - 2)]))
 
 
+@pytest.mark.slow_on_aws
 def test_a_task_may_call_itself() -> None:
     assert fsd.get(fib.remote(7), timeout=100) == 13
 

@@ -485,6 +485,7 @@ class TestCalls:
         assert [is_mine for _, is_mine in found] == [False, True, False, True]
         assert len({pid for pid, _ in found}) == 1
 
+    @pytest.mark.slow_on_aws
     def test_a_native_module_is_imported(self, tmp_path: Path) -> None:
         include = sysconfig.get_path("include")
         compiler = shutil.which("cc")

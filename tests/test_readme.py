@@ -44,6 +44,7 @@ def test_a_sample_of_the_readme_runs_as_written(number: int, tmp_path: Path) -> 
         assert re.match(told, done.stdout), done.stdout
 
 
+@pytest.mark.slow_on_aws
 def test_the_first_command_is_one_that_the_command_line_takes() -> None:
     install, command = COMMANDS[0].split("&&")
     assert shlex.split(install) == ["pip", "install", ".[inference]"]
@@ -55,6 +56,7 @@ def test_the_first_command_is_one_that_the_command_line_takes() -> None:
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+@pytest.mark.slow_on_aws
 def test_an_example_runs(example: str) -> None:
     done = run(str(ROOT / "examples" / example))
     assert done.returncode == 0, done.stderr

@@ -60,6 +60,7 @@ def test_ranks_killed_at_any_operation_run_again_alone(channel: str) -> None:
 
 
 @pytest.mark.parametrize("channel", SOME)
+@pytest.mark.on_aws("queue")
 def test_a_rank_that_dies_too_often_breaks_its_gang(channel: str) -> None:
     program = fsd.remote(world_size=3, channel=channel, max_retries=1)(mortal.works)
     with pytest.raises(RankFailed) as raised:
@@ -74,6 +75,7 @@ def test_a_rank_that_dies_too_often_breaks_its_gang(channel: str) -> None:
 
 
 @pytest.mark.parametrize("channel", SOME)
+@pytest.mark.on_aws("queue")
 def test_a_rank_that_took_what_came_first_takes_its_gang_with_it(channel: str) -> None:
     first_come = fsd.remote(world_size=3, channel=channel, max_retries=1)(mortal.first_come)
 

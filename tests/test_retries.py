@@ -131,6 +131,7 @@ def test_the_context_knows_task_attempt_and_rank() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow_on_aws
 def test_workers_killed_at_random_leave_all_results_right(seed: int) -> None:
     print(f"seed {seed}")
 

@@ -1,13 +1,14 @@
-"""The second half of `test_schedules`: files are what the test processes share out."""
+"""Twice as many schedules as in `test_schedules`, with ``--thorough``."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.collective.schedules.__main__ import failures
-from tests.collective.test_schedules import CHUNK, SCHEDULES, pytestmark
+from tests.collective.test_schedules import CHUNK, SCHEDULES
+from tests.collective.test_schedules import pytestmark as warnings
 
-__all__ = ["pytestmark"]
+pytestmark = [warnings, pytest.mark.thorough("a minute and a half of one core")]
 
 
 @pytest.mark.parametrize("start", range(SCHEDULES, 2 * SCHEDULES, CHUNK))

@@ -21,6 +21,7 @@ from fsdray.inference import Layer, Model, Partition
 
 pytestmark = pytest.mark.usefixtures("session")
 
+MANY = pytest.mark.thorough("each finds a partition of the real network, for seconds")
 METHODS = ("hypergraph", "random", "block")
 CHANNELS = ("queue", "object")
 
@@ -156,7 +157,9 @@ def test_any_partition_of_any_network_has_the_oracles_bits(
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-@pytest.mark.parametrize("workers", [1, 2, 5, 8, 12])
+@pytest.mark.parametrize(
+    "workers", [1, 2, pytest.param(5, marks=MANY), 8, pytest.param(12, marks=MANY)]
+)
 @pytest.mark.on_aws("8-queue", "8-object")
 @pytest.mark.slow_on_aws
 def test_the_real_network_has_the_oracles_bits_and_the_true_categories(

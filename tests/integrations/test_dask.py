@@ -84,6 +84,7 @@ def test_delayed_calls_run_elsewhere() -> None:
     assert total.compute(scheduler=get) == 55
 
 
+@pytest.mark.slow_on_aws
 def test_arrays_are_those_of_the_synchronous_scheduler() -> None:
     array = da.from_array(np.random.default_rng(0).random((300, 300)), chunks=100)
     sums = (array + array.T).cumsum(axis=0) - array.mean(axis=0)

@@ -49,6 +49,7 @@ def backend_of_a_loop_inside() -> tuple[str, int, bool]:
 
 @settings(max_examples=10)
 @given(items=st.lists(st.integers(), max_size=50), n_jobs=st.sampled_from([-1, 1, 2, 4]))
+@pytest.mark.slow_on_aws
 def test_a_loop_gives_the_values_in_order(items: list[int], n_jobs: int) -> None:
     with joblib.parallel_config(backend="fsdray", n_jobs=n_jobs):
         got = joblib.Parallel()(joblib.delayed(square)(n) for n in items)

@@ -129,6 +129,7 @@ def test_num_cpus_bounds_what_runs_at_one_time(bare: Any, tmp_path: Any) -> None
     bell.hear()
 
 
+@pytest.mark.slow_on_aws
 def test_nested_waits_never_deadlock(bare: Any) -> None:
     bare.init(**QUIET)
 

@@ -123,12 +123,17 @@ def burst(*faults: Fault, numbers: range = range(2, 6)) -> Schedule:
 
 
 KINDS = {
+    "some": (Fault.THROTTLE, Fault.CUT_AFTER, Fault.INTERNAL, Fault.CUT_MIDWAY),
     "refusals": (Fault.THROTTLE, Fault.UNAVAILABLE, Fault.INTERNAL),
     "cuts": (Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.CUT_MIDWAY),
     "deliveries": (Fault.LATE, Fault.PARTIAL, Fault.TWICE, Fault.SLOW),
 }
+SLOW = ("refusals", "cuts")  # since clients wait between their tries
 BURSTS = [
-    *(pytest.param("queue", faults, id=kind) for kind, faults in KINDS.items()),
+    *(
+        pytest.param("queue", faults, id=kind, marks=thorough if kind in SLOW else ())
+        for kind, faults in KINDS.items()
+    ),
     *(
         pytest.param(channel, (fault,), id=f"{fault.name}-{channel}", marks=thorough)
         for channel in ("queue", "object")
