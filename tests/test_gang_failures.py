@@ -140,6 +140,7 @@ def _objects() -> list[str]:
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("branching", [1, 2, 8])
+@pytest.mark.slow_on_aws  # and a rank may tell its gang after the queues were emptied
 @pytest.mark.on_aws("1-queue")
 def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
     channel: str, branching: int, tmp_path: Path

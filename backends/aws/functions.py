@@ -312,7 +312,11 @@ class AwsFunctions:
                 timeout=timeout,
                 seconds=seconds,
             )
-            if isinstance(failure, DEATHS) and call not in self._cancelled:
+            if call in self._cancelled:
+                # Who waits for it yet is about to end too, and is to make nothing of this end: a
+                # rank would tell its gang, whose inboxes nobody reads any more.
+                raise asyncio.CancelledError
+            if isinstance(failure, DEATHS):
                 self._tell_below(call)
             raise failure
         replied = Answer.load(body)

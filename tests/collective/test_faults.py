@@ -190,7 +190,7 @@ SMALL = MessageLimits(message=4_000, batch=9_000, fanout=3, receive=20_000, rece
     limits=st.sampled_from([MessageLimits(), SMALL]),
     is_at_once=st.booleans(),
 )
-@settings(max_examples=70, print_blob=True)
+@settings(max_examples=40, print_blob=True)
 def test_programs_under_faults_give_the_bits_of_their_meaning(
     steps: list[Step],
     seed: int,

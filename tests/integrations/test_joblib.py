@@ -98,6 +98,8 @@ def test_a_forest_that_asks_for_shared_memory_still_fits() -> None:
 def test_a_large_array_is_stored_once_for_the_whole_loop() -> None:
     array = np.random.default_rng(0).random(200_000)
     columns = sparse.random(1000, 1000, density=0.1, random_state=0, format="csr")
+    with joblib.parallel_config(backend="fsdray", n_jobs=2):  # what is stored for any loop, is now
+        joblib.Parallel(batch_size=1)(joblib.delayed(total)(array[:1]) for _ in range(2))
     for large in (array, columns):
         before = fsd.receipt().requests.get("put", 0)
         with joblib.parallel_config(backend="fsdray", n_jobs=2):

@@ -100,8 +100,8 @@ def test_a_cancelled_call_ends_and_leaves_nothing(connected: Session) -> None:
         await asyncio.wait({call})
         assert call.cancelled()
         assert not running.done(), "the platform stopped it, which it cannot"
-        with pytest.raises(FunctionCrashed, match="status 130"):
-            await asyncio.wait_for(running, checks.PATIENCE)
+        await asyncio.wait({running}, timeout=checks.PATIENCE)
+        assert running.cancelled(), "its end is nobody's business"
         assert await backend.objects.get("cancelled/after") is None
         await asyncio.gather(*backend.functions._clearing)
         assert await backend.objects.get(cancel_key(name)) is None
