@@ -49,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
     on_aws.choose(config)
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    here = Path(__file__).parent
+    is_idle = on_aws.is_chosen() and on_aws.has_none(collection_path.relative_to(here))
+    return True if is_idle else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     is_thorough = config.getoption("--thorough")
     chosen = on_aws.chosen(items, is_thorough) if on_aws.is_chosen() else items

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,14 @@ def runs(item: pytest.Item, is_thorough: bool) -> bool:
     is_slow = item.get_closest_marker("slow_on_aws") is not None
     is_local = item.get_closest_marker("local_only") is not None
     return is_public and not is_local and (is_thorough or not is_slow)
+
+
+def has_none(path: Path) -> bool:
+    """Whether a file below ``tests`` has nothing that runs on AWS, so that none need import it."""
+    name = path.as_posix()
+    return name.endswith(".py") and not any(
+        re.match(rf"{re.escape(each.partition('::')[0])}(/|$)", name) for each in FILES
+    )
 
 
 def chosen(items: Sequence[pytest.Item], is_thorough: bool) -> list[pytest.Item]:

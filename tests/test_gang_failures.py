@@ -224,6 +224,7 @@ def test_a_rank_that_needed_nobody_keeps_its_value_when_another_raises() -> None
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.on_aws("queue")
+@pytest.mark.slow_on_aws
 def test_memory_and_time_limits_of_a_rank_are_its_gangs_causes(channel: str) -> None:
     @fsd.remote(world_size=3, memory=256, timeout=on_aws.amount(5, 60), channel=channel)
     def greedy(what: str) -> float:

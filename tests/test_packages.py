@@ -524,6 +524,7 @@ class TestCalls:
         assert [number for _, number in found] == [42, 43, 42, 43]
         assert len({pid for pid, _ in found}) == 1
 
+    @pytest.mark.slow_on_aws
     def test_calls_that_a_call_makes_have_it_unless_they_say_otherwise(self, wheels: Path) -> None:
         one, two = (self.env(wheels, f"tiny=={n}.0") for n in (1, 2))
 

@@ -134,6 +134,7 @@ def test_a_gang_whose_ranks_die_for_ever_can_be_cancelled(channel: str) -> None:
     assert leftovers() == []
 
 
+@pytest.mark.slow_on_aws
 def test_the_gang_of_a_task_that_is_killed_ends_with_it() -> None:
 
     outer = fsd.remote(max_retries=1)(mortal.outer)

@@ -162,6 +162,7 @@ def test_ranks_that_call_different_operations_are_told(channel: str) -> None:
 @pytest.mark.usefixtures("branching")
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.on_aws("auto-2")
+@pytest.mark.slow_on_aws
 def test_a_wait_ends_before_the_functions_own_time_does(channel: str) -> None:
     @fsd.remote(world_size=2, channel=channel, timeout=on_aws.amount(1, 8))
     def forgetful() -> Any:

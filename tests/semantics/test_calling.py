@@ -160,6 +160,7 @@ def test_coroutine_functions_are_tasks_and_may_await_others(ray: Any) -> None:
 
 
 @coroutines.here
+@pytest.mark.slow_on_aws
 def test_coroutine_functions_that_await_give_their_place_to_others(bare: Any) -> None:
     bare.init(num_cpus=2)
 
