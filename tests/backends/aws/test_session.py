@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,29 @@ def test_without_credentials_or_region_it_says_what_to_run(
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(SettingsError, match="FSDRAY_REGION"):
         connect()
+
+
+def test_what_a_dead_call_had_started_ends(session: Aws, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+
+    @fsd.remote
+    def endless() -> None:
+        (tmp_path / "new").write_text(str(os.getpid()))
+        (tmp_path / "new").rename(pid)
+        while True:
+            threading.Event().wait(1)
+
+    @fsd.remote(max_retries=0)
+    def mortal() -> None:
+        endless.remote()
+        while not pid.exists():
+            threading.Event().wait(0.05)
+        os._exit(3)
+
+    with pytest.raises(FunctionCrashed, match="status 3"):
+        fsd.get(mortal.remote())
+    started = Path(f"/proc/{pid.read_text()}")
+    deadline = time.monotonic() + 60
+    while started.exists() and time.monotonic() < deadline:
+        threading.Event().wait(0.1)
+    assert not started.exists(), "nobody told it that its caller died"
