@@ -40,7 +40,7 @@ from fsdray.settings import check_channel
 
 PATIENCE = 900.0
 """Seconds that a group has outside tasks, which have a time limit of their own."""
-_LAST_WORDS = 0.05  # of a task's time, kept for failing with a proper error
+_LAST_WORDS = 2.0, 0.2  # seconds, and of a task's time: kept for failing with a proper error
 _LONGEST_NAME = 200
 _FAREWELL = 2**64 - 1  # the number under which a group's last messages have their communicator
 
@@ -416,7 +416,8 @@ def ending_with_task(timeout: float) -> Iterator[None]:
     """Around a task's function, which has `timeout` seconds: its groups end with it."""
     global _task_deadline
     before = loop.meanwhile()
-    _task_deadline = time.monotonic() + timeout * (1 - _LAST_WORDS)
+    seconds, share = _LAST_WORDS
+    _task_deadline = time.monotonic() + timeout - min(seconds, share * timeout)
     try:
         yield
     except BaseException as error:

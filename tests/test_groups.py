@@ -15,6 +15,7 @@ from fsdray.collective import AsyncCommunicator
 from fsdray.errors import CollectiveError, CollectiveTimeout, RankFailed, SettingsError
 from fsdray.groups import Keys, NamedGroup, Terms
 from fsdray.services import Backend
+from tests import on_aws
 from tests.collective import CHANNELS, Services, noise, services
 
 on_both_channels = pytest.mark.parametrize("channel", CHANNELS)
@@ -324,7 +325,7 @@ def test_a_task_that_raises_fails_those_who_wait_for_it() -> None:
 
 
 def test_a_task_whose_fellow_never_comes_fails_before_its_own_time_is_over() -> None:
-    @fsd.remote(timeout=2)
+    @fsd.remote(timeout=on_aws.amount(2, 6))
     def task(rank: int) -> Any:
         fsd.collective.init_group("lonely", rank, 2)
 

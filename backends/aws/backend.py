@@ -11,7 +11,7 @@ from typing import Any
 
 from fsdray import output
 from fsdray._version import __version__
-from fsdray.backends.aws import border, calls, wheels
+from fsdray.backends.aws import border, calls, pool, wheels
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import CANCELS, AwsFunctions, Show
 from fsdray.backends.aws.messages import AwsMessages
@@ -61,7 +61,8 @@ class AwsBackend:
         SettingsError : the stack has no such storage.
         """
         objects = _objects(clients, stack, session, storage)
-        messages = AwsMessages.of_stack(clients, stack, f"{session}/{secrets.token_hex(4)}", keep=0)
+        holder = pool.call_of(session, secrets.token_hex(4))
+        messages = AwsMessages.of_stack(clients, stack, holder, keep=0)
         functions = AwsFunctions(
             clients, stack.functions, session, objects, limits, show, messages.ledger.add, storage
         )
@@ -107,8 +108,11 @@ class _DriverBackend(AwsBackend):
             finally:  # each clears away what it can, whatever of the stack is gone
                 # Calls that run on, some of whose callers died, find by a mark that they are not
                 # wanted; a day ends the marks.
-                keys = [key for key in await self.objects.list("") if not key.startswith(CANCELS)]
-                await self.objects.delete(keys)
+                keys = await self.objects.list("")
+                others = [key for key in keys if not key.startswith(CANCELS)]
+                await self.objects.delete(others)
+                if len(others) < len(keys):
+                    await self.messages.close_for_the_dead()
         finally:
             await self._clients.close()
 

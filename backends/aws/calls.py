@@ -30,6 +30,7 @@ TIMED_OUT, SPENT, CANCELLED = 124, 70, 130
 broken while its code still runs, its caller does not want it any more."""
 
 ENDS = "fsdray: this process ends here: "
+UNWANTED = "its call was cancelled"
 """What the handler's last line in the log begins with."""
 
 LOG_LINES = 20  # what an error carries of a function's last output
@@ -134,11 +135,13 @@ class Told:
     lines : what the call wrote last, without what Lambda itself writes.
     gb_seconds : billed; None where the log does not say.
     had_memory : whether it may have been killed for something else than want of memory.
+    is_cancelled : whether it ended because nobody wants it any more.
     """
 
     lines: list[str]
     gb_seconds: float | None = None
     had_memory: bool = False
+    is_cancelled: bool = False
 
 
 def log_line(session: str, call: str, label: str, rank: int | None, text: str) -> bytes:
@@ -184,7 +187,7 @@ def read_log(encoded: str | None) -> Told:
             lines.append(line)
     if len(text) >= 4000 and lines and not text.startswith(("START", "INIT_START", "{")):
         del lines[0]  # it began before what was kept
-    return Told(lines[-LOG_LINES:], billed, had_memory)
+    return Told(lines[-LOG_LINES:], billed, had_memory, f"{ENDS}{UNWANTED}\n" in text)
 
 
 def failure_of(

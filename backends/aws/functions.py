@@ -312,9 +312,10 @@ class AwsFunctions:
                 timeout=timeout,
                 seconds=seconds,
             )
-            if call in self._cancelled:
-                # Who waits for it yet is about to end too, and is to make nothing of this end: a
-                # rank would tell its gang, whose inboxes nobody reads any more.
+            if call in self._cancelled or log.is_cancelled:
+                # Who waits for it yet is about to end too (a call may find its caller's mark
+                # first), and is to make nothing of this end: a rank would tell its gang, whose
+                # inboxes nobody reads any more.
                 raise asyncio.CancelledError
             if isinstance(failure, DEATHS):
                 self._tell_below(call)

@@ -203,6 +203,24 @@ class Leases:
         if self._may_hold:
             await self._give_back(everything=True)
 
+    async def give_back_for_the_dead(self) -> None:
+        """Give back what calls of this session hold that ended without doing so."""
+        text, _, _ = await self._store.read()
+        if text is None:
+            return
+        holds = pool.holds_below(pool.parse(text), self._session)
+        slots = frozenset[int]().union(*holds.values())
+        if not slots:
+            return
+        await self._purge(sorted(slots))
+
+        def release(state: Pool, now: float) -> tuple[Pool, None]:
+            for call, held in holds.items():
+                state = pool.release(state, call, held, held, now, self._rest)
+            return state, None
+
+        await self._change(release)
+
     # Leasing
 
     def _own(self, count: int) -> tuple[int, ...] | None:

@@ -150,6 +150,10 @@ class AwsMessages:
         """Give back what this process has leased."""
         await self._leases.close()
 
+    async def close_for_the_dead(self) -> None:
+        """Give back what calls of this session had leased that died."""
+        await self._leases.give_back_for_the_dead()
+
     def settle_own(self, told: Iterable[Sequence[int]]) -> None:
         """Add what a call that replied knew of inboxes (`Ledger.take`), if they are of ours."""
         self.ledger.add(told)

@@ -152,6 +152,17 @@ def allocate(
     return after, Grant(chosen, epoch, stale)
 
 
+def call_of(session: str, name: str) -> str:
+    """Under which name a call of a session holds slots."""
+    return f"{session}/{name}"
+
+
+def holds_below(pool: Pool, session: str) -> dict[str, frozenset[int]]:
+    """Slots that calls of a session hold, by the name under which each does."""
+    own = call_of(session, "")
+    return {name: hold.slots for name, hold in pool.holds.items() if name.startswith(own)}
+
+
 def renew(pool: Pool, session: str, now: float, term: float = TERM) -> Pool | None:
     """The session goes on holding what it holds; None where its hold is over already."""
     pool = expire(pool, now)

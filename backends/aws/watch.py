@@ -62,7 +62,7 @@ async def _watch(
             while clock() + step < began + timeout:
                 with contextlib.suppress(FsdrayError):  # a look that failed is made again
                     if await unwanted():
-                        await _end("its call was cancelled", calls.CANCELLED, end_children)
+                        await _end(calls.UNWANTED, calls.CANCELLED, end_children)
                 await asyncio.sleep(step)
                 step = min(step * PACE.factor, PACE.ceiling)
         await asyncio.sleep(max(0.0, began + timeout - clock()))

@@ -87,6 +87,14 @@ def test_a_line_of_the_users_that_looks_like_ours_stays() -> None:
     assert calls.read_log(encoded(text)).lines == ['{"run": 1}', '{"run":']
 
 
+def test_a_log_says_whether_a_call_was_not_wanted_any_more() -> None:
+    end = f"{calls.ENDS}{calls.UNWANTED}\n"
+    told = calls.read_log(encoded(START + own_line("said") + end + END + report()))
+    assert told.is_cancelled
+    assert told.lines == ["said"]
+    assert not calls.read_log(encoded(START + own_line(calls.UNWANTED) + END)).is_cancelled
+
+
 EXIT = "Runtime.ExitError"
 
 

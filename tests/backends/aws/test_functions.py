@@ -91,6 +91,28 @@ def test_a_chain_of_calls_that_is_too_long_is_refused(connected: Session) -> Non
     connected.run(program)
 
 
+def test_a_call_that_finds_first_that_its_caller_is_unwanted_is_no_death(
+    connected: Session,
+) -> None:
+    async def program(backend: AwsBackend, counts: Counter[str]) -> None:
+        caller = "f" * 12
+        others = await backend.objects.list("cancel/")
+        backend.functions.above = (caller,)
+        try:
+            call = asyncio.create_task(call_function(backend.functions, checks.until, "below/"))
+            assert await backend.objects.get("below/started", wait=checks.PATIENCE) is not None
+            await backend.objects.put(cancel_key(caller), b"")
+            await asyncio.wait({call}, timeout=checks.PATIENCE)
+        finally:
+            backend.functions.above = ()
+        assert call.cancelled(), "its caller would tell others of a death"
+        marks = await backend.objects.list("cancel/")
+        assert set(marks) - set(others) == {cancel_key(caller)}, "nobody died"
+        await backend.objects.delete([cancel_key(caller), "below/started"])
+
+    connected.run(program)
+
+
 def test_a_cancelled_call_ends_and_leaves_nothing(connected: Session) -> None:
     async def program(backend: AwsBackend, counts: Counter[str]) -> None:
         call = asyncio.create_task(call_function(backend.functions, checks.until, "cancelled/"))

@@ -271,6 +271,28 @@ def test_a_long_gang_keeps_its_slots() -> None:
     in_virtual_time(program)
 
 
+def test_a_session_gives_back_what_its_calls_held_that_died() -> None:
+    async def program() -> None:
+        world = World(7)
+        driver = world.session("a")
+        await driver.give_back_for_the_dead()  # there is no pool yet
+        for name in ("a/1", "a/2", "ab/1"):
+            await world.session(name, keep=0.0).lease(2)
+        lease = await driver.lease(1)
+        await driver.give_back_for_the_dead()
+        state = world.bucket.pool
+        assert set(state.holds) == {"a", "ab/1"}, "a/1 and a/2 are gone"
+        assert sorted(world.purged) == sorted(state.resting)
+        assert len(state.resting) == 4
+        assert driver.holds(lease.slots[0], lease.epoch)
+        writes = world.bucket.writes
+        await driver.give_back_for_the_dead()
+        assert world.bucket.writes == writes, "there was nothing to give back"
+        await driver.close()
+
+    in_virtual_time(program)
+
+
 def test_too_few_slots_say_who_has_them_and_what_to_run() -> None:
     async def program() -> str:
         world = World(3)

@@ -21,6 +21,7 @@ from fsdray.backends.aws import backend as aws_backend
 from fsdray.backends.aws.printed import MOST
 from fsdray.errors import EnvironmentMismatch, FunctionCrashed, RankFailed, SettingsError
 from fsdray.settings import Settings
+from tests import leftovers
 from tests.backends.aws.conftest import Aws
 
 
@@ -246,3 +247,19 @@ def test_what_a_dead_call_had_started_ends(session: Aws, tmp_path: Path) -> None
     while started.exists() and time.monotonic() < deadline:
         threading.Event().wait(0.1)
     assert not started.exists(), "nobody told it that its caller died"
+
+
+def test_slots_that_a_dead_call_had_leased_are_given_back(session: Aws) -> None:
+    @fsd.remote(timeout=20, max_retries=0)
+    def mortal(rank: int) -> None:
+        fsd.collective.init_group("mortal", rank, 2, channel="queue")
+        os._exit(3)
+
+    for ref in [mortal.remote(rank) for rank in range(2)]:
+        with pytest.raises(FunctionCrashed, match="status 3"):
+            fsd.get(ref)
+    assert len(leftovers.leases(session.stack).holds) == 2
+    fsd.shutdown()
+    state = leftovers.leases(session.stack)
+    assert not state.holds
+    assert len(state.resting) >= 2
