@@ -47,13 +47,19 @@ Respond = Callable[[bytes, bool], None]
 _functions: OrderedDict[tuple[bytes, Environment], Callable[..., Any]] = OrderedDict()
 
 
-def run(payload: Buffer, backend: Backend, timeout: float, respond: Respond) -> None:
+def run(
+    payload: Buffer,
+    backend: Backend,
+    timeout: float,
+    respond: Respond,
+    meter: Meter | None = None,
+) -> None:
     """Run one call on this thread and hand its reply to `respond`, once.
 
-    `timeout` is what the platform gives it, in seconds.
+    `timeout` is what the platform gives it, in seconds; `meter` has what it has cost already.
     """
     once = _Once(respond)
-    meter = Meter()
+    meter = meter or Meter()
     set_outermost(meter)
     try:
         call = wire.load_call(payload)

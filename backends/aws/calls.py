@@ -50,6 +50,7 @@ class Event:
     timeout : seconds. concurrency : calls that the session may run at one time.
     above : the ids of the calls above it that wait for it, its caller's last.
     storage : what holds the session's objects (`fsdray.settings.Settings`).
+    sent : when, in seconds of the caller's wall clock.
     payload : what the worker runs.
     """
 
@@ -60,6 +61,7 @@ class Event:
     concurrency: int
     above: tuple[str, ...]
     storage: str
+    sent: float
     payload: Buffer
 
     def dump(self) -> bytes:
@@ -73,6 +75,7 @@ class Event:
             "c": self.concurrency,
             "a": self.above,
             "o": self.storage,
+            "w": self.sent,
         }
         return _with_payload(told, self.payload)
 
@@ -97,6 +100,7 @@ class Event:
             concurrency=told["c"],
             above=tuple(told["a"]),
             storage=told["o"],
+            sent=told["w"],
             payload=_bytes(told["p"]),
         )
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import math
 import secrets
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any
@@ -145,6 +146,9 @@ class AwsFunctions:
             )
         rung(self._ladder, memory)
         call = secrets.token_hex(6)
+        is_alone = not self._admission.is_of_gang()
+        if is_alone:
+            await self._admission.enter()
         event = Event(
             session=self._session,
             call=call,
@@ -153,12 +157,10 @@ class AwsFunctions:
             concurrency=self.limits.concurrency,
             above=self.above,
             storage=self._storage,
+            sent=time.time(),
             payload=payload,
-        ).dump()
-        is_alone = not self._admission.is_of_gang()
-        if is_alone:
-            await self._admission.enter()
-        running = asyncio.create_task(self._run(call, event, memory, timeout, label))
+        )
+        running = asyncio.create_task(self._run(event, memory))
         if is_alone:  # one that is cancelled has its place until it ends
             running.add_done_callback(lambda _: self._admission.leave())
         self._running[call] = running
@@ -259,10 +261,12 @@ class AwsFunctions:
         await asyncio.wait({running})
         await self._objects.delete([cancel_key(call)])
 
-    async def _run(self, call: str, event: bytes, asked: int, timeout: float, label: str) -> bytes:
+    async def _run(self, event: Event, asked: int) -> bytes:
+        call, label, timeout = event.call, event.label, event.timeout
         memory, function = rung(self._ladder, asked)
         client = await self._clients.get("lambda")
         name = calls.name_of(label)
+        told = event.dump()
         clock = asyncio.get_running_loop().time
         began = clock()
 
@@ -274,10 +278,10 @@ class AwsFunctions:
                     FunctionName=function,
                     LogType="Tail",
                     # aiohttp takes long bytes as a file only, which it sends piece by piece.
-                    Payload=event if len(event) < MIB else io.BytesIO(event),
+                    Payload=told if len(told) < MIB else io.BytesIO(told),
                 )
-                async with answer["Payload"] as told:  # closed also where it breaks off
-                    return answer, await told.read()
+                async with answer["Payload"] as reply:  # closed also where it breaks off
+                    return answer, await reply.read()
 
         try:
             try:

@@ -42,7 +42,15 @@ def own_line(text: str) -> str:
 
 def test_an_event_comes_back_as_it_went() -> None:
     event = Event(
-        "s" * 16, "id", 'odd "name" ü 12-3', 1.5, 40, ("of", "it"), "express", b"\0\xff" * 9
+        session="s" * 16,
+        call="id",
+        label='odd "name" ü 12-3',
+        timeout=1.5,
+        concurrency=40,
+        above=("of", "it"),
+        storage="express",
+        sent=1.25,
+        payload=b"\0\xff" * 9,
     )
     assert Event.load(json.loads(event.dump())) == event
 
@@ -50,7 +58,8 @@ def test_an_event_comes_back_as_it_went() -> None:
 def test_the_largest_payload_fits_into_lambdas_six_megabytes() -> None:
     label = "f" * 200
     payload = bytes(FunctionLimits().payload)
-    event = Event("s" * 16, "i" * 12, label, 900.0, 1000, ("i" * 12,) * 64, "standard", payload)
+    above = ("i" * 12,) * 64
+    event = Event("s" * 16, "i" * 12, label, 900.0, 1000, above, "standard", 0.1 + 0.2, payload)
     assert len(event.dump()) < 6 * 1024**2
     printed = [(label, "x" * 64 * 1024)]
     assert len(json.dumps(Answer(payload, printed).parsed())) < 6 * 1024**2

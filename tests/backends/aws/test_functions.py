@@ -12,6 +12,7 @@ import pytest
 
 from fsdray import loop
 from fsdray.backends.aws import backend as aws_backend
+from fsdray.backends.aws import functions
 from fsdray.backends.aws.backend import AwsBackend
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import DEPTH, AwsFunctions, cancel_key, rung
@@ -110,6 +111,26 @@ def test_a_call_that_finds_first_that_its_caller_is_unwanted_is_no_death(
         assert set(marks) - set(others) == {cancel_key(caller)}, "nobody died"
         await backend.objects.delete([cancel_key(caller), "below/started"])
 
+    connected.run(program)
+
+
+def test_a_call_that_begins_late_looks_first_whether_it_is_wanted(
+    connected: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def program(backend: AwsBackend, counts: Counter[str]) -> None:
+        caller = "e" * 12
+        backend.functions.above = (caller,)
+        try:
+            assert await call_function(backend.functions, checks.same, 1) == 1
+            await backend.objects.put(cancel_key(caller), b"")
+            with pytest.raises(asyncio.CancelledError):
+                await call_function(backend.functions, checks.until, "late/")
+        finally:
+            backend.functions.above = ()
+        assert await backend.objects.get("late/started") is None, "it ran"
+        await backend.objects.delete([cancel_key(caller)])
+
+    monkeypatch.setattr(functions.time, "time", lambda: 0.0)
     connected.run(program)
 
 

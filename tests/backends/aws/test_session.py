@@ -18,6 +18,7 @@ import pytest
 import fsdray as fsd
 from fsdray import loop
 from fsdray.backends.aws import backend as aws_backend
+from fsdray.backends.aws import functions
 from fsdray.backends.aws.printed import MOST
 from fsdray.errors import EnvironmentMismatch, FunctionCrashed, RankFailed, SettingsError
 from fsdray.settings import Settings
@@ -114,6 +115,21 @@ def test_a_no_op_task_is_one_invoke_and_nothing_else(session: Aws) -> None:
     found = [each["operation"] for each in session.emulator.requests()[asked:]]
     logged = [each for each in found if each != "PutLogEvents"]  # the emulator's own
     assert logged == ["Invoke"] * 20
+
+
+def test_a_call_that_begins_late_looks_first_and_counts_it(
+    session: Aws, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @fsd.remote
+    def nothing() -> None: ...
+
+    fsd.get(nothing.remote())  # the first brings this module with it
+    before = fsd.receipt().requests
+    monkeypatch.setattr(functions.time, "time", lambda: 0.0)
+    fsd.get(nothing.remote())
+    after = fsd.receipt().requests
+    more = {name: after[name] - before.get(name, 0) for name in after if name != "gb_seconds"}
+    assert {name: number for name, number in more.items() if number} == {"invoke": 1, "miss": 1}
 
 
 def test_a_gang_costs_what_it_costs_on_this_machine(session: Aws) -> None:
