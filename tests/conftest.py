@@ -118,6 +118,8 @@ def clean_session(**settings: Any) -> Iterator[None]:
     """A session that leaves nothing: locally no process and no directory."""
     with nothing_left():
         fsd.init(**{"concurrency": on_aws.amount(40, 16), **settings})
+        # Each worker imports the test's module: what that imports is imported once for all.
+        fsd.session.current().backend.functions.prepare(["pytest", "hypothesis.strategies"])
         yield
         fsd.shutdown()
 

@@ -16,7 +16,7 @@ from tests.conftest import processes
 
 pytestmark = pytest.mark.usefixtures("session")
 
-TASKS = 3000
+TASKS = 2000
 
 
 @fsd.remote

@@ -73,7 +73,7 @@ def deep(depth: int) -> int:
 
 @pytest.mark.local_only("on Lambda each call that waits has an environment of its own")
 def test_a_chain_of_waits_may_be_longer_than_there_is_concurrency() -> None:
-    assert fsd.get([deep.remote(25), deep.remote(25)], timeout=100) == [25, 25]
+    assert fsd.get([deep.remote(22), deep.remote(22)], timeout=100) == [22, 22]
 
 
 def test_tasks_that_leave_their_children_running_hold_no_place_of_theirs() -> None:
