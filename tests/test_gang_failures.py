@@ -162,10 +162,10 @@ def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(
     for victim in (0, 4):
         began = time.time()
         with pytest.raises(RankFailed) as raised:
-            fsd.get(busy.remote(victim), timeout=30)
+            fsd.get(busy.remote(victim), timeout=on_aws.amount(30, 200))
         assert raised.value.ranks == [victim]
         assert "status 7" in str(raised.value)
-        assert time.time() - began < on_aws.amount(10, 60)
+        assert time.time() - began < on_aws.amount(10, 200)
 
     # The orphans of a dead rank are stopped a moment later.
     ranks = {int(path.read_text()) for path in tmp_path.iterdir()}
