@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Protocol, TextIO
 
 from tqdm.auto import tqdm
@@ -46,62 +47,71 @@ class Silent:
 class Bar:
     """A `Progress` that draws one live bar for the phase that goes on, and leaves no trace.
 
-    Use `live`, which chooses between this and `Silent`, and closes it.
+    Use `live`, which chooses between this and `Silent`, and closes it. A thread of its own draws:
+    a Ctrl-C comes in the main thread alone, where it would leave tqdm's lock taken; and a terminal
+    that is stopped holds up no work.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._bar: tqdm[None] | None = None
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._clock = threading.Thread(target=self._tick, name="fsdray-progress", daemon=True)
-        self._clock.start()
+        self._news: SimpleQueue[tuple[str, int | None] | int | None] = SimpleQueue()
+        self._is_closed = False
+        self._artist = threading.Thread(target=self._draw, name="fsdray-progress", daemon=True)
+        self._artist.start()
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Put a new bar in the place of the one before."""
-        # A phase that cannot say how far it is shows its name and a clock, not a count of 0.
-        layout = None if total is not None else "{desc}: {elapsed}"
-        columns, rows = _shape(self._stream)
-        with self._lock:
-            self._clear()
-            if not self._closed.is_set():
-                # Drawn only once `close` knows it: Ctrl-C may come in the middle of this.
-                self._bar = _Tqdm(
-                    delay=1e-9,
-                    desc=name,
-                    total=total,
-                    file=self._stream,
-                    bar_format=layout,
-                    ncols=columns,
-                    nrows=rows,
-                    dynamic_ncols=columns is None,
-                    leave=False,
-                )
-                self._bar.refresh()
+        if not self._is_closed:
+            self._news.put((name, total))
 
     def advance(self, amount: int = 1) -> None:
         """Move the bar."""
-        with self._lock:
-            if self._bar is not None:
-                self._bar.update(amount)
+        if not self._is_closed:
+            self._news.put(amount)
 
     def close(self) -> None:
         """Clear the bar's line; what is reported afterwards is not shown."""
-        self._closed.set()
-        with self._lock:
-            self._clear()
-        self._clock.join()
+        self._is_closed = True
+        self._news.put(None)
+        self._artist.join()
 
-    def _clear(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def _draw(self) -> None:
+        bar: tqdm[None] | None = None
+        try:
+            while True:
+                try:
+                    told = self._news.get(timeout=_TICK)
+                except Empty:
+                    if bar is not None:
+                        bar.refresh()
+                    continue
+                if isinstance(told, int):
+                    if bar is not None:
+                        bar.update(told)
+                    continue
+                if bar is not None:
+                    bar.close()
+                    bar = None
+                if told is None:
+                    return
+                bar = self._begun(*told)
+        except (OSError, ValueError):
+            return  # the stream is gone or closed: nobody can see it
 
-    def _tick(self) -> None:
-        while not self._closed.wait(_TICK):
-            with self._lock:
-                if self._bar is not None:
-                    self._bar.refresh()
+    def _begun(self, name: str, total: int | None) -> tqdm[None]:
+        # A phase that cannot say how far it is shows its name and a clock, not a count of 0.
+        layout = None if total is not None else "{desc}: {elapsed}"
+        columns, rows = _shape(self._stream)
+        return _Tqdm(
+            desc=name,
+            total=total,
+            file=self._stream,
+            bar_format=layout,
+            ncols=columns,
+            nrows=rows,
+            dynamic_ncols=columns is None,
+            leave=False,
+        )
 
 
 @contextmanager
