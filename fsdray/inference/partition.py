@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from fsdray import interrupts
 from fsdray.errors import SettingsError
 from fsdray.inference.model import Model
 
@@ -370,14 +371,15 @@ def _nearest(weights: csr_array, readers: NDArray[np.bool_], workers: int) -> ND
 
 def _solver(workers: int, seed: int) -> _Solve:
     """Start Mt-KaHyPar and return what divides one small hypergraph with it."""
-    try:
-        import mtkahypar
-    except ImportError as error:
-        raise SettingsError(
-            "the hypergraph partition needs Mt-KaHyPar: pip install 'fsdray[inference]', or "
-            "use the partition random or block"
-        ) from error
-    engine = mtkahypar.initialize(os.cpu_count() or 1, False)
+    with interrupts.later():
+        try:
+            import mtkahypar
+        except ImportError as error:
+            raise SettingsError(
+                "the hypergraph partition needs Mt-KaHyPar: pip install 'fsdray[inference]', or "
+                "use the partition random or block"
+            ) from error
+        engine = mtkahypar.initialize(os.cpu_count() or 1, False)
 
     def solve(heavy: NDArray[np.int64], nets: _Nets, limit: float) -> NDArray[np.int64]:
         count, pins, fixed = heavy.size, nets.pins.tolil().rows.tolist(), []
