@@ -25,7 +25,23 @@ _lock = threading.Lock()
 _posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _MOMENT = 0.05  # seconds of a wait that change nothing for others
 _meanwhile: Callable[[], AbstractContextManager[None]] | None = None
+_is_standard = False
 _is_called = False  # whether the loop knows that there is something in `_posted`
+
+
+def fast() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's loops, whose turns take a fraction of the processor time; None where it is not."""
+    try:
+        import uvloop
+    except ImportError:  # on Windows, and in functions, which it would make larger
+        return None
+    return uvloop.new_event_loop
+
+
+def use_standard() -> None:
+    """Have the loop be asyncio's own, if it is not there yet."""
+    global _is_standard
+    _is_standard = True
 
 
 def get() -> asyncio.AbstractEventLoop:
@@ -33,7 +49,8 @@ def get() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
-            loop = asyncio.new_event_loop()
+            new = None if _is_standard else fast()
+            loop = (new or asyncio.new_event_loop)()
             loop.set_default_executor(_Threads())
             threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True).start()
             _loop = loop

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,3 +145,16 @@ def test_a_turnstile_lets_each_begin_in_turn_and_no_more_than_it_has_places(
     turnstile.start(last)
     ends.wait(1)
     assert turnstile._free == places, "no place is lost"
+
+
+@pytest.mark.parametrize(
+    ("first", "kind"), [("pass", "uvloop"), ("loop.use_standard()", "asyncio")]
+)
+def test_the_loop_is_the_fast_one_but_where_functions_ask_for_the_standard(
+    first: str, kind: str
+) -> None:
+    program = f"from fsdray import loop; {first}; print(type(loop.get()).__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split(".")[0].strip() == kind

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, cast
 
 _LENGTH = struct.Struct("<Q")
 _REQUEST, _TELL, _OK, _ERROR, _CANCEL = range(5)
@@ -129,10 +129,9 @@ class Link(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         # A driver may hand out many payloads at once; what is queued here is already in memory.
-        transport.set_write_buffer_limits(high=1 << 30)
+        self._transport.set_write_buffer_limits(high=1 << 30)
 
     def data_received(self, data: bytes) -> None:
         received = self._received

@@ -14,6 +14,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 _CALL = struct.Struct("<QQd")  # number, bytes of the payload, timeout
 _REPLY = struct.Struct("<QQd?")  # number, bytes of the reply, seconds that it took, is_spent
@@ -165,10 +166,9 @@ class Calls(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         # What is queued here is in memory already.
-        transport.set_write_buffer_limits(high=1 << 30)
+        self._transport.set_write_buffer_limits(high=1 << 30)
 
     def data_received(self, data: bytes) -> None:
         self._arriving()

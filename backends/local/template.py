@@ -37,7 +37,7 @@ def serve(control_fd: int, config: str) -> None:
     signal.set_wakeup_fd(wake_write.fileno())
 
     only_installed()
-    _prepare(["fsdray.backends.local.process"])
+    _prepare(["fsdray.backends.local.process", "fsdray.loop:fast"])
     later = ["numpy"]  # once nobody waits: the first call should not wait for it
     workers: set[int] = set()
     with selectors.DefaultSelector() as selector:
