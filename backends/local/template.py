@@ -7,6 +7,7 @@ removes the session's directory. What a worker does is in `process`.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -20,8 +21,12 @@ import traceback
 from typing import Any, NoReturn
 
 from fsdray.environment import only_installed
+from fsdray.services import MIB
 
 _LULL = 0.1  # seconds without a request, after which nobody is waiting
+_KEPT = {-3: 32 * MIB, -1: 64 * MIB, -2: 1 * MIB}
+"""Of glibc's malloc.h: M_MMAP_THRESHOLD, from which on (bytes) memory is mapped, at its largest;
+M_TRIM_THRESHOLD, above which free memory is given back; M_TOP_PAD, taken more than is asked for."""
 CONTROL_BYTES = 64 * 1024  # one control message
 
 
@@ -37,6 +42,7 @@ def serve(control_fd: int, config: str) -> None:
     signal.set_wakeup_fd(wake_write.fileno())
 
     only_installed()
+    _keep_memory()
     _prepare(["fsdray.backends.local.process", "fsdray.loop:fast"])
     later = ["numpy"]  # once nobody waits: the first call should not wait for it
     workers: set[int] = set()
@@ -70,6 +76,20 @@ def serve(control_fd: int, config: str) -> None:
     told = json.loads(config)
     for directory in {told["directory"], told["modules"]}:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _keep_memory() -> None:
+    """Have the workers' allocator keep what large messages free, for the next ones.
+
+    To give it back to the system and take it again costs more than all else that is done to a
+    message of a megabyte: a fault for each page. Where the C library is no glibc, nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    for parameter, size in _KEPT.items():
+        mallopt(parameter, size)
 
 
 def _prepare(names: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
+import resource
 import select
 import signal
 import sys
@@ -338,3 +340,25 @@ def test_what_is_refused_is_not_billed() -> None:
                     call_function(backend.functions, os.getpid, memory=memory, timeout=timeout)
                 )
     assert meter.counts() == {}
+
+
+def faults(times: int, size: int) -> int:
+    """Pages that were taken anew while four times so much was taken, used and freed so often."""
+
+    def touch() -> None:
+        several = [bytearray(size) for _ in range(4)]
+        for each in several:
+            each[::4096] = bytes(size // 4096)
+
+    touch()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        touch()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its allocator is told what to keep")
+def test_a_worker_keeps_what_large_messages_free(backend: LocalBackend) -> None:
+    size = 8 * MIB
+    taken = loop.run(call_function(backend.functions, faults, 20, size))
+    assert taken < 2 * 4 * size // 4096
