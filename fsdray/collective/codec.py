@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import zstandard
@@ -15,12 +16,23 @@ _SAMPLE = 16 * 1024
 _WORTH = 0.85  # a sample that keeps more than this is sent as it is
 
 
+class _Zstd(threading.local):
+    """Of each thread: to make one takes longer than to pack a kilobyte with it."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_zstd = _Zstd()
+
+
 def encode(payload: Sequence[Buffer]) -> tuple[Codec, Sequence[Buffer]]:
     """Compress a payload where a sample of it says that this is worth it."""
     size = sum(memoryview(part).nbytes for part in payload)
     if size < _SMALL:
         return Codec.RAW, payload
-    compressor = zstandard.ZstdCompressor(level=LEVEL)
+    compressor = _zstd.compressor
     if size > 4 * _SAMPLE:
         largest = memoryview(max(payload, key=lambda part: memoryview(part).nbytes)).cast("B")
         middle = largest.nbytes // 2
@@ -36,6 +48,6 @@ def decode(codec: Codec, payload: Buffer) -> Buffer:
     if codec == Codec.RAW:
         return payload
     try:
-        return bytearray(zstandard.ZstdDecompressor().decompress(payload))
+        return bytearray(_zstd.decompressor.decompress(payload))
     except zstandard.ZstdError as error:
         raise Corrupted(f"a payload that cannot be unpacked: {error}") from error

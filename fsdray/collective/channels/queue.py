@@ -69,6 +69,7 @@ class QueueChannel:
         # To go with the next departure, by the group of inboxes that one publish reaches.
         self._ready: dict[int, list[Message]] = {}
         self._departure: asyncio.Task[None] | None = None
+        self._aboard: list[asyncio.Future[None]] = []  # of those who wait for it
         self._hurried = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
@@ -100,8 +101,8 @@ class QueueChannel:
         self._collecting[changed] = keys
         self.hurry()  # what this rank waits for may be an answer to what lingers
         try:
-            await self._read_until(changed, keys)
-            changed.result()
+            self._read_more()
+            await changed
             if (
                 len(self._inboxes) > _SMALL
                 and not self._most
@@ -168,15 +169,17 @@ class QueueChannel:
                     self._send(pack(marked_frame), group, some)
         if self._log is not None:
             await self._log.relieve()
+        # Others travel with it: who gives up waiting does not stop it.
+        arrived = asyncio.get_running_loop().create_future()
+        self._aboard.append(arrived)
         if self._departure is None:
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
-            self._departure.add_done_callback(self._arrived)
+            self._departure.add_done_callback(self._under_way.discard)
         waiting = sum(map(len, self._ready.values()))
         if not may_linger or waiting >= limits.batch_messages:
             self.hurry()
-        # Others travel with it: who gives up waiting does not stop it.
-        await asyncio.shield(self._departure)
+        await arrived
 
     def _outstanding(self, keys: Sequence[Key]) -> int:
         """At least how many frames are to come for these keys; of sends any one will do."""
@@ -201,30 +204,37 @@ class QueueChannel:
 
     # Inside
 
-    async def _read_until(self, changed: asyncio.Future[None], keys: Sequence[Key]) -> None:
-        """Read until something has come; with one receive, or with as many as find full batches."""
-        while not changed.done():
+    def _read_more(self) -> None:
+        """Have one receive under way for who waits, or as many as find full batches."""
+        for changed, keys in self._collecting.items():
+            if changed.done():
+                continue
             coming = self._outstanding(keys)
             wanted = 1 if not self._most else min(READERS, -(-coming // self._most))
             while coming and len(self._reading) < wanted:
                 self._begin_reading()
-            await asyncio.wait((changed, *self._reading), return_when=asyncio.FIRST_COMPLETED)
-            done = {reading for reading in self._reading if reading.done()}
-            self._reading -= done
-            for reading in done:
-                reading.result()
 
     def _begin_reading(self) -> None:
         reading = asyncio.create_task(self._read())
-        reading.add_done_callback(_seen)  # nobody may wait for it by then
+        reading.add_done_callback(self._has_read)
         self._reading.add(reading)
+
+    def _has_read(self, reading: asyncio.Task[None]) -> None:
+        self._reading.discard(reading)
+        if reading.cancelled():
+            return
+        error = reading.exception()
+        if error is None:
+            self._read_more()
+            return
+        for changed in self._collecting:  # where nobody waits, who reads next is told
+            if not changed.done():
+                changed.set_exception(error)
 
     def _look_later(self) -> None:
         self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
 
     def _look(self) -> None:
-        # Where a receive fails, who waits for a message reads again, and is told.
-        self._reading = {reading for reading in self._reading if not reading.done()}
         if not self._reading:
             self._begin_reading()
         self._look_later()
@@ -255,18 +265,27 @@ class QueueChannel:
             with suppress(TimeoutError):  # nobody was in a hurry
                 await asyncio.wait_for(self._hurried.wait(), LINGER)
         ready, self._ready, self._departure = self._ready, {}, None
+        aboard, self._aboard = self._aboard, []
         self._hurried.clear()
         limits = self._messages.limits
         full = [batch for group in ready.values() for batch in batches(group, limits)]
-        if len(full) == 1:  # mostly: no task of its own
-            await self._messages.publish(full[0])
-        else:
-            await asyncio.gather(*map(self._messages.publish, full))
-
-    def _arrived(self, departure: asyncio.Task[None]) -> None:
-        self._under_way.discard(departure)
-        if not departure.cancelled():
-            departure.exception()  # those who wait for it are told; who gave up is not
+        error: BaseException | None = None
+        try:
+            if len(full) == 1:  # mostly: no task of its own
+                await self._messages.publish(full[0])
+            else:
+                await asyncio.gather(*map(self._messages.publish, full))
+        except BaseException as raised:  # it is that of all who wait
+            error = raised
+        for arrived in aboard:
+            if arrived.done():
+                continue  # who waited gave up
+            if error is None:
+                arrived.set_result(None)
+            elif isinstance(error, asyncio.CancelledError):
+                arrived.cancel()
+            else:
+                arrived.set_exception(error)
 
     async def _read(self) -> None:
         """One receive."""
@@ -359,11 +378,6 @@ async def send(messages: Messages, bodies: Sequence[bytes], inbox: str) -> None:
     waiting = [Message(body, (inbox,)) for body in bodies]
     for some in batches(waiting, messages.limits):
         await messages.publish(some)
-
-
-def _seen(reading: asyncio.Task[None]) -> None:
-    if not reading.cancelled():
-        reading.exception()
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
