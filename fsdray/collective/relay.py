@@ -33,7 +33,7 @@ from fsdray.collective.bundles import Box
 from fsdray.collective.explain import Explanation, explain
 from fsdray.collective.frames import Codec, Operation
 from fsdray.collective.member import copied, opened
-from fsdray.collective.ops import Op, fold
+from fsdray.collective.ops import Op, fold, is_quick
 from fsdray.collective.p2p import PointToPoint
 from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.collective.pieces import Piece
@@ -256,7 +256,7 @@ class Relays(PointToPoint):
             if hears:
                 word = Word.CUT if pieces.are_alike(values) else Word.WHOLE
                 if not any(isinstance(value, Piece) for value in values):
-                    word = await self.compute(fold, op, values)
+                    word = await self._folded(op, values)
             if not is_flat:
                 word = await self._from_0(word, said, before=up)
             if word is Word.CUT:
@@ -269,14 +269,14 @@ class Relays(PointToPoint):
             if word is not Word.WHOLE:
                 return word
             values = await self._whole(own, bool(mine), values, again, is_flat)
-            result = await self.compute(fold, op, values) if hears else None
+            result = await self._folded(op, values) if hears else None
             return result if is_flat else await self._from_0(result, down)
         finally:
             self._over(*numbers)
 
     async def _joined(self, op: Op, values: Sequence[Piece], number: int) -> Any:
         """Reduce this rank's piece of everybody's array, and put all reduced pieces together."""
-        folded = await self.compute(fold, op, [piece.elements for piece in values])
+        folded = await self._folded(op, [piece.elements for piece in values])
         pattern = all_to_all(self.rank, self.size)
         parcels = [self._parcel(ranks, folded) for ranks in pattern.destinations]
         out = self._outgoing(Operation.ALLREDUCE, number, pattern, parcels)
@@ -308,6 +308,9 @@ class Relays(PointToPoint):
         return value if self.rank == 0 else opened(letters[0])
 
     # Inside
+
+    async def _folded(self, op: Op, values: list[Any]) -> Any:
+        return fold(op, values) if is_quick(op, values) else await self.compute(fold, op, values)
 
     def _outgoing(
         self, operation: Operation, number: int, pattern: Exchange, parcels: Sequence[Parcel] = ()
