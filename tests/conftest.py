@@ -75,8 +75,9 @@ def _platform() -> Iterator[None]:
         yield
 
 
-def processes() -> set[int]:
-    """Processes of this test run that descend from this one, zombies aside."""
+def processes(ancestor: int | None = None) -> set[int]:
+    """Processes that descend from this one, or from an ancestor; zombies aside."""
+    ancestor = os.getpid() if ancestor is None else ancestor
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -89,7 +90,7 @@ def processes() -> set[int]:
     found: set[int] = set()
     grew = True
     while grew:
-        more = {pid for pid, parent in parents.items() if parent in found | {os.getpid()}}
+        more = {pid for pid, parent in parents.items() if parent in found | {ancestor}}
         grew = not more <= found
         found |= more
     return found
