@@ -140,7 +140,9 @@ def _objects() -> list[str]:
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-@pytest.mark.parametrize("branching", [1, 2, 8])
+@pytest.mark.parametrize(
+    "branching", [1, pytest.param(2, marks=pytest.mark.thorough("of three trees")), 8]
+)
 @pytest.mark.slow_on_aws
 @pytest.mark.on_aws("1-queue")
 def test_the_workers_of_a_broken_gang_are_stopped_even_while_they_compute(

@@ -377,6 +377,7 @@ def holding(refs: list[Any]) -> list[Any]:
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(STEPS)
+@pytest.mark.slow_on_aws
 def test_in_any_program_what_is_kept_is_what_has_refs_or_had_one_that_left(
     steps: list[tuple[str, int]],
 ) -> None:
