@@ -25,23 +25,22 @@ _lock = threading.Lock()
 _posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _MOMENT = 0.05  # seconds of a wait that change nothing for others
 _meanwhile: Callable[[], AbstractContextManager[None]] | None = None
-_is_standard = False
+_new: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 _is_called = False  # whether the loop knows that there is something in `_posted`
 
 
-def fast() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loops, whose turns take a fraction of the processor time; None where it is not."""
+def use_fast() -> None:
+    """Have the loop be uvloop's, where that is installed: its turns take less processor time.
+
+    It is for processes that end by `os._exit`: where Python ends itself, a thread that runs
+    uvloop's loop may crash it.
+    """
+    global _new
     try:
         import uvloop
-    except ImportError:  # on Windows, and in functions, which it would make larger
-        return None
-    return uvloop.new_event_loop
-
-
-def use_standard() -> None:
-    """Have the loop be asyncio's own, if it is not there yet."""
-    global _is_standard
-    _is_standard = True
+    except ImportError:
+        return
+    _new = uvloop.new_event_loop
 
 
 def get() -> asyncio.AbstractEventLoop:
@@ -49,8 +48,7 @@ def get() -> asyncio.AbstractEventLoop:
     global _loop
     with _lock:
         if _loop is None:
-            new = None if _is_standard else fast()
-            loop = (new or asyncio.new_event_loop)()
+            loop = _new()
             loop.set_default_executor(_Threads())
             threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True).start()
             _loop = loop
