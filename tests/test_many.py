@@ -16,7 +16,7 @@ from tests.conftest import processes
 
 pytestmark = pytest.mark.usefixtures("session")
 
-TASKS = 2000
+TASKS = 3000
 
 
 @fsd.remote
