@@ -159,7 +159,14 @@ def test_any_partition_of_any_network_has_the_oracles_bits(
 
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize(
-    "workers", [1, 2, pytest.param(5, marks=MANY), 8, pytest.param(12, marks=MANY)]
+    "workers",
+    [
+        1,
+        pytest.param(2, marks=MANY),
+        pytest.param(5, marks=MANY),
+        8,
+        pytest.param(12, marks=MANY),
+    ],
 )
 @pytest.mark.on_aws("8-queue", "8-object")
 @pytest.mark.slow_on_aws

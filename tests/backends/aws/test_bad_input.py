@@ -121,6 +121,7 @@ def test_what_a_user_sees_of_a_setting_that_is_wrong(aws: Aws) -> None:
     assert told.splitlines()[-1].startswith("fsdray.errors.SettingsError: there is no stack")
 
 
+@pytest.mark.thorough("it deploys a stack twice")
 def test_what_a_user_sees_of_a_stack_that_somebody_took_apart() -> None:
     import boto3
 

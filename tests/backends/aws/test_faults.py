@@ -128,7 +128,7 @@ KINDS = {
     "cuts": (Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.CUT_MIDWAY),
     "deliveries": (Fault.LATE, Fault.PARTIAL, Fault.TWICE, Fault.SLOW),
 }
-SLOW = ("refusals", "cuts")  # since clients wait between their tries
+SLOW = ("some", "refusals", "cuts")  # since clients wait between their tries
 BURSTS = [
     *(
         pytest.param("queue", faults, id=kind, marks=thorough if kind in SLOW else ())
