@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 
-import boto3
 import pytest
 
+from tests import leftovers
 from tests.backends.aws.conftest import Aws
 
 pytestmark = pytest.mark.thorough("half a minute of three sessions")
@@ -53,7 +53,4 @@ def test_two_sessions_at_once_mix_nothing(aws: Aws) -> None:
         assert rings == [[[name, rank, turn] for rank in range(3) for turn in range(8)]] * 3
         runs.add(run)
     assert len(runs) == 3
-    s3 = boto3.client("s3")
-    assert "Contents" not in s3.list_objects_v2(Bucket=aws.stack.bucket, Prefix="runs/")
-    pool = s3.get_object(Bucket=aws.stack.bucket, Key="pool.json")["Body"].read()
-    assert json.loads(pool)["holds"] == {}
+    leftovers.check(aws.stack)
