@@ -8,6 +8,7 @@ a call early, and `fsdray.worker` what a call is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -26,6 +27,7 @@ from fsdray.backends.aws.stack import Stack
 from fsdray.backends.aws.variables import read_secrets
 from fsdray.backends.aws.watch import exit_now, watch
 from fsdray.costs.meter import Meter, count, metering
+from fsdray.errors import FsdrayError
 from fsdray.services import FunctionLimits
 
 _LAST_WORDS = 1.0, 0.2  # seconds, and of a call's time: each word of a rank's last is a request
@@ -93,7 +95,7 @@ def handler(told: Any, context: Any) -> dict[str, Any]:
         return any(await asyncio.gather(*map(backend.objects.get, marks)))
 
     here.printed.begin(event)
-    with metering(Meter()) as meter:
+    with metering(Meter()) as meter, contextlib.suppress(FsdrayError):  # it is looked again later
         if time.time() - event.sent > LATE and loop.run(is_unwanted()):
             exit_now(calls.UNWANTED, calls.CANCELLED)
     watching = watch(timeout, is_unwanted, functions.tell_all)
