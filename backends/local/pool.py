@@ -404,7 +404,7 @@ class Pool:
             return
         finally:
             self._forking -= 1
-        self._idle.append(worker)
+        self._idle.insert(0, worker)  # it is the coldest: who has run something goes before it
         self._dispatch()
 
     def _fail(self, error: Exception) -> None:

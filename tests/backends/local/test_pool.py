@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from fsdray import loop, session
 from fsdray.backends.local.backend import LocalBackend
+from fsdray.backends.local.forking import Template
 from fsdray.backends.local.pool import ahead, expected
 from fsdray.errors import FunctionCrashed
 from fsdray.testing.calls import call_function, decode_reply, encode_call
@@ -90,6 +92,34 @@ async def runs(backend: LocalBackend, prefix: str) -> Counter[int]:
     """How often each number ran."""
     keys = await backend.objects.list(f"{prefix}/")
     return Counter(int(key.split("/")[1]) for key in keys)
+
+
+# Which worker
+
+
+def test_a_worker_that_comes_late_is_not_used_before_a_warm_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, forks, held = Template.fork, itertools.count(), asyncio.Event()
+
+    async def second_is_late(template: Template, pool: Any) -> Any:
+        worker = await fork(template, pool)
+        if next(forks):
+            await held.wait()
+        return worker
+
+    async def run() -> set[int]:
+        calls = [asyncio.create_task(invoked(backend, "pid", os.getpid)) for _ in range(2)]
+        pids = set(await asyncio.gather(*calls))  # the second waits for no worker of its own
+        held.set()
+        await asyncio.sleep(0.1)
+        assert next(forks) == 2, "both were forked"
+        return pids | {await invoked(backend, "pid", os.getpid) for _ in range(10)}
+
+    monkeypatch.setattr(Template, "fork", second_is_late)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    with connected() as backend:
+        assert len(loop.run(run())) == 1
 
 
 # Long after short
