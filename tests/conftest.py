@@ -8,6 +8,7 @@ in a test names no backend: ``FSDRAY_BACKEND`` does, also for the programs that 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on_aws(*ids): the parameters that run with --backend aws")
     config.addinivalue_line("markers", "slow_on_aws: runs there only where --thorough is given")
     on_aws.choose(config)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has what it starts in the background ignore Ctrl-C: here it is tested.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -81,7 +81,7 @@ class Inboxes:
     """The messages of a session; it lives in the driver and knows no billing.
 
     What takes no time is done without a task: a message is handed to its reader in the turn of the
-    loop in which it was published.
+    loop after the one in which it was published.
     """
 
     def __init__(self, limits: MessageLimits, bodies: Bodies | None = None) -> None:
@@ -90,6 +90,7 @@ class Inboxes:
         self._inboxes: dict[str, _Inbox] = {}
         self._names = itertools.count()
         self._receipts = itertools.count()
+        self._reached: dict[str, _Inbox] = {}  # that have something new in this turn of the loop
 
     async def lease(self, count: int) -> list[str]:
         names = [f"inbox-{next(self._names)}" for _ in range(count)]
@@ -140,15 +141,17 @@ class Inboxes:
         for _, names in messages:
             for name in names:
                 self._inbox(name)
-        reached = {}
+        reached: dict[str, _Inbox] = {}
         for body, names in messages:
             size = body.size if isinstance(body, Shared) else len(body)
             kept = _Kept(body, size + ENVELOPE + ADDRESS * len(names), len(names))
             for name in names:
                 reached[name] = box = self._inbox(name)
                 box.ready.append(kept)
-        for box in reached.values():
-            self._serve(box)
+        if not self._reached:
+            # With what others publish in this turn of the loop: a reader is woken once for all.
+            asyncio.get_running_loop().call_soon(self._serve_reached)
+        self._reached |= reached
 
     def take(self, inbox: str, wait: float) -> list[Taken] | Later:
         """`receive`, which may have to wait."""
@@ -181,6 +184,11 @@ class Inboxes:
             return self._inboxes[name]
         except KeyError:
             raise _not_leased(name) from None
+
+    def _serve_reached(self) -> None:
+        reached, self._reached = self._reached, {}
+        for box in reached.values():
+            self._serve(box)
 
     def _serve(self, box: _Inbox) -> None:
         """Hand what is ready to those who wait for it."""
