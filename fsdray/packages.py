@@ -32,7 +32,7 @@ from fsdray.modules import Bundle, Look, stamp_of, zip_entry
 from fsdray.services import MIB
 
 LIMIT = 250 * MIB  # bytes of all packages, unpacked: what a Lambda function may have
-LOADED = ("cloudpickle", "numpy", "zstandard")
+LOADED = ("cloudpickle", "numpy", "xxhash", "zstandard")
 """Distributions that fsdray itself has imported in every worker: no call can have others."""
 
 _FORMAT = 1  # of the cache's files

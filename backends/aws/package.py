@@ -34,14 +34,17 @@ from fsdray.packages import Target, command, locked, run_pip, telling
 from fsdray.services import MIB
 
 LIMIT = 250 * MIB  # bytes unpacked (Lambda quotas)
-REQUIRED = ("cloudpickle", "numpy", "zstandard", "tqdm", "tenacity", "aiobotocore", "boto3")
+REQUIRED = (
+    *("cloudpickle", "numpy", "xxhash", "zstandard"),
+    *("tqdm", "tenacity", "aiobotocore", "boto3"),
+)
 EXTRAS: Mapping[str, tuple[str, ...]] = {"inference": ("scipy", "numba")}
 """What functions need of each extra of fsdray; the rest of it is for drivers."""
 
 _FORMAT = 2  # of the cache's files
 _ROOT = "/var/task"  # where Lambda unpacks it
 _TESTED = {"numba", "numpy", "scipy", "sklearn"}  # whose tests nobody runs in functions
-_EARLY = {"fsdray", "numpy", "zstandard", "botocore"}  # imported by every function
+_EARLY = {"fsdray", "numpy", "xxhash", "zstandard", "botocore"}  # imported by every function
 _PIECE = MIB  # bytes copied at a time
 _SHOWN = 5  # of the largest, in an error
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")

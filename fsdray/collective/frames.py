@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,7 +130,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         len(frame.destinations),
     ) + pack_ranks(frame.destinations)
     mac = bytes(16)
-    return [head, *payload, _TRAILER.pack(mac, zlib.crc32(mac, checksum(head, payload)))]
+    return [head, *payload, _TRAILER.pack(mac, checksum([head, *payload, mac]))]
 
 
 def unpack(data: Buffer) -> Frame:
@@ -151,7 +150,7 @@ def unpack(data: Buffer) -> Frame:
     if magic != _MAGIC or version != VERSION or view.nbytes != start + n + _TRAILER.size:
         raise Corrupted("a frame of another version, or cut short")
     mac, told = _TRAILER.unpack_from(view, start + n)
-    if zlib.crc32(mac, checksum(view[:start], [view[start : start + n]])) != told:
+    if checksum([view[: start + n + len(mac)]]) != told:
         raise Corrupted("a frame whose checksum does not match")
     destinations = unpack_ranks(view, _HEADER.size, ranks)
     return Frame(

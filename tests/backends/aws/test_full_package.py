@@ -42,6 +42,7 @@ def test_functions_import_from_their_package_and_the_bucket_alone(stack: None) -
             "llvmlite",
             "boto3",
             "aiobotocore",
+            "xxhash",
             "zstandard",
         )
         files = {name: str(importlib.import_module(name).__file__) for name in names}
