@@ -93,7 +93,7 @@ async def connect(
         lambda worker: _handlers(worker, pool, inboxes, watchers),
         settings.log_to_caller,
     )
-    pool = Pool(template, function_limits)
+    pool = Pool(template, function_limits, bodies.ended)
     template.start()
     return _DriverBackend(
         LocalFunctions(_Here(pool), count, function_limits),

@@ -40,7 +40,7 @@ class Post(Protocol):
 
     async def lease(self, count: int) -> list[str]: ...
     async def release(self, inboxes: Sequence[str]) -> None: ...
-    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None: ...
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]: ...
     async def receive(self, inbox: str, wait: float) -> list[Taken]: ...
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None: ...
 
@@ -107,8 +107,8 @@ class Inboxes:
                 for kept in (*inbox.ready, *(kept for kept, _ in inbox.in_flight.values())):
                     self._drop(kept)
 
-    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
-        self.put(messages)
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]:
+        return self.put(messages)
 
     async def receive(self, inbox: str, wait: float) -> list[Taken]:
         taken = self.take(inbox, wait)
@@ -136,8 +136,8 @@ class Inboxes:
 
     # The same without a task, for a link
 
-    def put(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
-        """`publish`."""
+    def put(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]:
+        """`publish`; it returns the files that whose bodies these are may write again."""
         for _, names in messages:
             for name in names:
                 self._inbox(name)
@@ -152,6 +152,7 @@ class Inboxes:
             # With what others publish in this turn of the loop: a reader is woken once for all.
             asyncio.get_running_loop().call_soon(self._serve_reached)
         self._reached |= reached
+        return [] if self._bodies is None else self._bodies.came([body for body, _ in messages])
 
     def take(self, inbox: str, wait: float) -> list[Taken] | Later:
         """`receive`, which may have to wait."""
@@ -280,23 +281,28 @@ class LocalMessages:
         bodies = self._bodies
         kept = [bytes(m.body) if bodies is None else bodies.put(m.body) for m in messages]
         try:
-            await self._post.publish([(k, m.inboxes) for k, m in zip(kept, messages, strict=True)])
+            addressed = [(k, m.inboxes) for k, m in zip(kept, messages, strict=True)]
+            returned = await self._post.publish(addressed)
         except ServiceError:  # refused, so nobody has them
-            for each in kept if bodies is not None else ():
-                assert bodies is not None
-                bodies.drop(each)
+            if bodies is not None:
+                bodies.spare([each.name for each in kept if isinstance(each, Shared)])
             raise
+        if returned and bodies is not None:
+            bodies.spare(returned)
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
         taken = await self._post.receive(inbox, wait)
+        found = [(receipt, self._read(body), billed) for receipt, body, billed in taken]
         deliveries = [
-            Delivery(inbox, receipt, self._read(body), billed) for receipt, body, billed in taken
+            Delivery(inbox, receipt, body, billed)
+            for receipt, body, billed in found
+            if body is not None
         ]
         count_receive(self._count, deliveries)
         return deliveries
 
-    def _read(self, body: Body) -> Buffer:
+    def _read(self, body: Body) -> Buffer | None:
         if isinstance(body, Shared):
             assert self._bodies is not None
             return self._bodies.get(body)

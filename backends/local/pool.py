@@ -12,7 +12,7 @@ import itertools
 import os
 import signal
 from collections import OrderedDict, deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from fsdray.backends.local.forking import Template, Worker
@@ -96,10 +96,20 @@ class Pool:
     A worker's first call runs; short ones may wait behind it, so that neither side waits for the
     other between two of them. A call takes a slot of the concurrency while it runs and does not
     only wait for others.
+
+    Parameters
+    ----------
+    ended : told the process id of each worker that is gone.
     """
 
-    def __init__(self, template: Template, limits: FunctionLimits) -> None:
+    def __init__(
+        self,
+        template: Template,
+        limits: FunctionLimits,
+        ended: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._template = template
+        self._ended = ended
         self._concurrency = limits.concurrency
         self._cores = len(os.sched_getaffinity(0))
         self._numbers = itertools.count(1)
@@ -182,6 +192,7 @@ class Pool:
         worker.admitted = 0
         if worker in self._idle:
             self._idle.remove(worker)
+        self._ended(worker.pid)
         self._admit_next()
 
     def _fits(self, count: int) -> bool:

@@ -155,8 +155,9 @@ class _Driver:
     async def release(self, inboxes: Sequence[str]) -> None:
         await self._link.request("release", list(inboxes))
 
-    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> None:
-        await self._link.request("publish", list(messages))
+    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]:
+        returned: list[str] = await self._link.request("publish", list(messages))
+        return returned
 
     async def receive(self, inbox: str, wait: float) -> list[Taken]:
         taken: list[Taken] = await self._link.request("receive", inbox, wait)
