@@ -210,10 +210,15 @@ class ObjectLimits:
 
 @dataclass(frozen=True)
 class Message:
-    """Bytes for one or more inboxes."""
+    """Bytes for one or more inboxes.
+
+    `attached` is the key of an object that nobody reads but who receives this: a backend whose
+    room for objects is small may remove it when all have acknowledged the message.
+    """
 
     body: Buffer
     inboxes: tuple[str, ...]
+    attached: str | None = None
 
     @property
     def billed(self) -> int:

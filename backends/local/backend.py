@@ -80,7 +80,7 @@ async def connect(
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
     bodies = Bodies(directory.path)
-    inboxes = Inboxes(message_limits, bodies)
+    inboxes = Inboxes(message_limits, bodies, lambda key: files.delete([key]))
     config = {
         "directory": str(directory.path),
         "modules": str(for_modules.path),

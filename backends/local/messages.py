@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -31,6 +31,8 @@ from fsdray.services import (
 )
 
 Body: TypeAlias = bytes | Shared
+Posted: TypeAlias = tuple[Body, tuple[str, ...], str | None]
+"""A message's body, its inboxes, and the object that only its receivers read."""
 Taken: TypeAlias = tuple[str, Body, int]
 """A delivery's receipt, body and billed size."""
 
@@ -40,7 +42,7 @@ class Post(Protocol):
 
     async def lease(self, count: int) -> list[str]: ...
     async def release(self, inboxes: Sequence[str]) -> None: ...
-    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]: ...
+    async def publish(self, messages: Sequence[Posted]) -> list[str]: ...
     async def receive(self, inbox: str, wait: float) -> list[Taken]: ...
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None: ...
 
@@ -48,6 +50,7 @@ class Post(Protocol):
 @dataclass
 class _Kept:
     body: Body
+    attached: str | None
     billed: int
     inboxes: int  # that have it
 
@@ -82,11 +85,21 @@ class Inboxes:
 
     What takes no time is done without a task: a message is handed to its reader in the turn of the
     loop after the one in which it was published.
+
+    Parameters
+    ----------
+    remove : removes the object of a key, whose readers have all acknowledged their messages.
     """
 
-    def __init__(self, limits: MessageLimits, bodies: Bodies | None = None) -> None:
+    def __init__(
+        self,
+        limits: MessageLimits,
+        bodies: Bodies | None = None,
+        remove: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._limits = limits
         self._bodies = bodies
+        self._remove = remove
         self._inboxes: dict[str, _Inbox] = {}
         self._names = itertools.count()
         self._receipts = itertools.count()
@@ -107,7 +120,7 @@ class Inboxes:
                 for kept in (*inbox.ready, *(kept for kept, _ in inbox.in_flight.values())):
                     self._drop(kept)
 
-    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]:
+    async def publish(self, messages: Sequence[Posted]) -> list[str]:
         return self.put(messages)
 
     async def receive(self, inbox: str, wait: float) -> list[Taken]:
@@ -136,15 +149,15 @@ class Inboxes:
 
     # The same without a task, for a link
 
-    def put(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]:
+    def put(self, messages: Sequence[Posted]) -> list[str]:
         """`publish`; it returns the files that whose bodies these are may write again."""
-        for _, names in messages:
+        for _, names, _ in messages:
             for name in names:
                 self._inbox(name)
         reached: dict[str, _Inbox] = {}
-        for body, names in messages:
+        for body, names, attached in messages:
             size = body.size if isinstance(body, Shared) else len(body)
-            kept = _Kept(body, size + ENVELOPE + ADDRESS * len(names), len(names))
+            kept = _Kept(body, attached, size + ENVELOPE + ADDRESS * len(names), len(names))
             for name in names:
                 reached[name] = box = self._inbox(name)
                 box.ready.append(kept)
@@ -152,7 +165,7 @@ class Inboxes:
             # With what others publish in this turn of the loop: a reader is woken once for all.
             asyncio.get_running_loop().call_soon(self._serve_reached)
         self._reached |= reached
-        return [] if self._bodies is None else self._bodies.came([body for body, _ in messages])
+        return [] if self._bodies is None else self._bodies.came([body for body, *_ in messages])
 
     def take(self, inbox: str, wait: float) -> list[Taken] | Later:
         """`receive`, which may have to wait."""
@@ -177,8 +190,12 @@ class Inboxes:
     def _drop(self, kept: _Kept) -> None:
         """One inbox less has it."""
         kept.inboxes -= 1
-        if not kept.inboxes and self._bodies is not None:
+        if kept.inboxes:
+            return
+        if self._bodies is not None:
             self._bodies.drop(kept.body)
+        if kept.attached is not None:
+            self._remove(kept.attached)
 
     def _inbox(self, name: str) -> _Inbox:
         try:
@@ -281,8 +298,8 @@ class LocalMessages:
         bodies = self._bodies
         kept = [bytes(m.body) if bodies is None else bodies.put(m.body) for m in messages]
         try:
-            addressed = [(k, m.inboxes) for k, m in zip(kept, messages, strict=True)]
-            returned = await self._post.publish(addressed)
+            posted = [(k, m.inboxes, m.attached) for k, m in zip(kept, messages, strict=True)]
+            returned = await self._post.publish(posted)
         except ServiceError:  # refused, so nobody has them
             if bodies is not None:
                 bodies.spare([each.name for each in kept if isinstance(each, Shared)])

@@ -22,7 +22,7 @@ from fsdray.backends.local.bodies import Bodies
 from fsdray.backends.local.functions import LocalFunctions
 from fsdray.backends.local.link import Link
 from fsdray.backends.local.logs import mark
-from fsdray.backends.local.messages import Body, LocalMessages, Taken
+from fsdray.backends.local.messages import LocalMessages, Posted, Taken
 from fsdray.backends.local.objects import Files, LocalObjects
 from fsdray.backends.local.pipeline import CallsLost, Intake
 from fsdray.backends.local.pool import Outcome
@@ -155,7 +155,7 @@ class _Driver:
     async def release(self, inboxes: Sequence[str]) -> None:
         await self._link.request("release", list(inboxes))
 
-    async def publish(self, messages: Sequence[tuple[Body, tuple[str, ...]]]) -> list[str]:
+    async def publish(self, messages: Sequence[Posted]) -> list[str]:
         returned: list[str] = await self._link.request("publish", list(messages))
         return returned
 

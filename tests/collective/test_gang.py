@@ -18,6 +18,7 @@ from fsdray.errors import (
     RankFailed,
     SettingsError,
 )
+from fsdray.services import MIB
 from tests import on_aws
 from tests.collective import CHANNELS, noise
 from tests.conftest import clean_session
@@ -243,3 +244,28 @@ def test_plain_code_splits_begins_and_waits_in_a_gang(channel: str) -> None:
 
     expected = [([0, 1, 2, 3, 4], 4 if r % 2 else 6, (4 - r) // 2) for r in range(5)]
     assert fsd.get(works.remote()) == expected
+
+
+@pytest.mark.local_only("S3 has room for all that a gang writes, which goes when it ends")
+@pytest.mark.parametrize(("max_retries", "most"), [(0, 25), (1, 1000)])
+def test_what_was_read_makes_room_for_what_comes(
+    own_session: None, max_retries: int, most: int
+) -> None:
+    @fsd.remote
+    def gradients(steps: int) -> tuple[int, bool]:
+        comm = fsd.collective.world()
+        every = [np.random.default_rng(rank).random(MIB // 8) for rank in range(comm.size)]
+        total = sum(every[1:], every[0])
+        are_right = True
+        for _ in range(steps):
+            are_right &= np.array_equal(comm.allreduce(every[comm.rank]), total)
+        comm.barrier()
+        objects = fsd.session.current().backend.objects
+        return len(fsd.loop.run(objects.list(""))), are_right
+
+    task = gradients.options(world_size=3, channel="auto", max_retries=max_retries)
+    found = fsd.get(task.remote(40))
+    assert all(are_right for _, are_right in found)
+    left = max(count for count, _ in found)
+    assert left <= most
+    assert max_retries == 0 or left >= 80, "a rank that is started again reads them all"

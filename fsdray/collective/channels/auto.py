@@ -61,6 +61,7 @@ class AutoChannel(QueueChannel):
         parcels = outgoing.parcels
         large = self._stored(outgoing)
         pointing: list[Parcel] = []
+        where = ""
         if large:
             written = [parcels[i] for i in sorted(large)]
             data, placed = combine(self._epoch, self._rank, outgoing, written)
@@ -72,7 +73,7 @@ class AutoChannel(QueueChannel):
             pointing = self._pointing(written, placed.spans)
         inline = [parcel for i, parcel in enumerate(parcels) if i not in large]
         if inline or pointing:
-            await self._post(outgoing, inline, may_linger, pointing)
+            await self._post(outgoing, inline, may_linger, pointing, where)
 
     async def close(self) -> None:
         for task in self._fetching.values():

@@ -153,11 +153,14 @@ class QueueChannel:
         parcels: Sequence[Parcel],
         may_linger: bool,
         pointers: Sequence[Parcel] = (),
+        stored: str = "",
     ) -> None:
-        """Send these parcels of what is sent as frames, and these as pointers."""
+        """Send these parcels of what is sent as frames, and these as pointers to what is stored."""
         limits = self._messages.limits
         incarnation = self._moved.get(self._rank, 0) % 256
         marked = [(each, False) for each in parcels] + [(each, True) for each in pointers]
+        # Where ranks may be started again, or several messages point there, it stays.
+        attached = stored if len(pointers) == 1 and self._log is None else None
         for parcel, is_pointer in marked:
             for group, some in groups(parcel.destinations, limits.fanout):
                 room = limits.room(len(some)) - overhead(len(some))
@@ -166,7 +169,7 @@ class QueueChannel:
                     self._epoch, self._rank, outgoing, addressed, room, incarnation
                 ):
                     marked_frame = replace(frame, is_pointer=True) if is_pointer else frame
-                    self._send(pack(marked_frame), group, some)
+                    self._send(pack(marked_frame), group, some, attached if is_pointer else None)
         if self._log is not None:
             await self._log.relieve()
         # Others travel with it: who gives up waiting does not stop it.
@@ -239,10 +242,10 @@ class QueueChannel:
             self._begin_reading()
         self._look_later()
 
-    def _send(self, body: bytes, group: int, ranks: tuple[int, ...]) -> None:
+    def _send(self, body: bytes, group: int, ranks: tuple[int, ...], attached: str | None) -> None:
         if self._log is not None:
             self._log.add(ranks, body)
-        for each, message in addressed(body, group, ranks, self._inboxes, self._moved):
+        for each, message in addressed(body, group, ranks, self._inboxes, self._moved, attached):
             self._ready.setdefault(each, []).append(message)
 
     async def _resend(self, log: SendLog, rank: int, inbox: str) -> None:
@@ -343,6 +346,7 @@ def addressed(
     ranks: Sequence[int],
     inboxes: Sequence[str],
     moved: Mapping[int, int],
+    attached: str | None = None,
 ) -> Iterator[tuple[int, Message]]:
     """A frame for ranks of one group, as messages, each with the group that it goes to.
 
@@ -350,7 +354,7 @@ def addressed(
     """
     together = tuple(inboxes[rank] for rank in ranks if rank not in moved)
     if together:
-        yield group, Message(body, together)
+        yield group, Message(body, together, attached)
     for rank in ranks:
         if rank in moved:
             yield -1 - rank, Message(body, (inboxes[rank],))

@@ -224,3 +224,26 @@ def test_what_is_refused_is_not_counted(inbox: Inbox) -> None:
 def test_leases_are_free(inbox: Inbox) -> None:
     loop.run(inbox.messages.release(loop.run(inbox.messages.lease(10))))
     assert inbox.meter.counts() == {}
+
+
+def test_an_object_goes_when_all_have_acknowledged_the_message_that_it_is_attached_to() -> None:
+    removed: list[str] = []
+    messages = LocalMessages(
+        Inboxes(MessageLimits(), remove=removed.append), Meter().add, MessageLimits()
+    )
+
+    async def use() -> None:
+        first, second = await messages.lease(2)
+        await messages.publish([Message(b"both", (first, second), "a"), Message(b"", (first,))])
+        await messages.acknowledge(await messages.receive(first, wait=1))
+        assert removed == []
+        got = await messages.receive(second, wait=1)
+        assert removed == [], "it was received, and may still be read"
+        await messages.acknowledge(got)
+        await messages.acknowledge(got)
+        assert removed == ["a"]
+        await messages.publish([Message(b"nobody reads it", (first,), "b")])
+        await messages.release([first, second])
+        assert removed == ["a", "b"]
+
+    loop.run(use())
