@@ -65,10 +65,13 @@ async def run_ranks(
     meeting = dataclasses.replace(meeting, gang=gang)
     opened = [_open(backend, meeting, rank, size, deadline) for rank in range(size)]
     tasks = [asyncio.create_task(program(comm)) for comm, _ in opened]
+    ended: list[asyncio.Task[T]] = []  # in the order in which they did
+    for task in tasks:
+        task.add_done_callback(ended.append)
     is_whole = False
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        errors = [error for task in done if (error := task.exception()) is not None]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        errors = [error for task in ended if (error := task.exception()) is not None]
         is_whole = not errors
     finally:
         for task in tasks:

@@ -8,7 +8,6 @@ Checks of redelivery wait for ``limits.visibility``: connect with a short one wh
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -23,7 +22,16 @@ from fsdray.services import (
     MessageLimits,
     Messages,
 )
-from fsdray.testing.expect import IDLE_SHARE, MOMENT, PATIENCE, SOON, now, refused, wide_view
+from fsdray.testing.expect import (
+    IDLE_SHARE,
+    MOMENT,
+    PATIENCE,
+    SOON,
+    now,
+    refused,
+    waited,
+    wide_view,
+)
 
 MessageCheck: TypeAlias = Callable[[Messages], Coroutine[Any, Any, None]]
 
@@ -96,9 +104,7 @@ async def a_waiting_reader_is_woken_by_a_publish(messages: Messages) -> None:
 async def an_idle_reader_waits_its_time_and_uses_no_processor(messages: Messages) -> None:
     wait = min(1.0, messages.limits.wait)
     async with _leased(messages, 1) as [inbox]:
-        began, used = now(), time.process_time()
-        deliveries = await messages.receive(inbox, wait=wait)
-        took, used = now() - began, time.process_time() - used
+        deliveries, took, used = await waited(lambda: messages.receive(inbox, wait=wait))
     assert deliveries == [], f"an empty inbox delivered {deliveries}"
     assert took >= 0.9 * wait, f"a receive with wait={wait} came back after {took:.2f} s"
     assert used < IDLE_SHARE * wait, f"an idle reader used {used:.2f} s of processor in {took:.2f}"

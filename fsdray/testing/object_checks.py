@@ -7,7 +7,6 @@ and in any order, and so the checks allow it. What is special to one backend is 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
@@ -26,6 +25,7 @@ from fsdray.testing.expect import (
     own_prefix,
     refused,
     some_bytes,
+    waited,
     wide_view,
 )
 
@@ -216,9 +216,7 @@ async def a_waiting_reader_is_woken_by_a_put(objects: Objects) -> None:
 
 async def a_wait_ends_with_none(objects: Objects) -> None:
     async with own_prefix(objects) as prefix:
-        began, used = now(), time.process_time()
-        blob = await objects.get(prefix + "never", wait=0.5)
-        took, used = now() - began, time.process_time() - used
+        blob, took, used = await waited(lambda: objects.get(prefix + "never", wait=0.5))
         assert blob is None, f"a key that was never put held {blob}"
         assert 0.4 < took < PATIENCE, f"a get with wait=0.5 took {took:.2f} s"
         assert used < IDLE_SHARE, f"a get that waited used {used:.2f} s of processor"
