@@ -20,10 +20,6 @@ _REQUEST, _TELL, _OK, _ERROR, _CANCEL = range(5)
 Handler = Callable[..., Any]
 """Serves a request: a coroutine function, or a plain one that returns its value or a `Later`."""
 
-_MOMENT = 100e-6
-"""Seconds: what is sent so soon after something else waits for company until the loop's turn is
-over. What comes alone goes at once; a turn of the loop takes some 50 µs."""
-
 
 class Later:
     """The value of a request that is not there yet; a plain handler returns it.
@@ -77,7 +73,6 @@ class Link(asyncio.Protocol):
         self._serving: dict[int, asyncio.Task[None] | Later] = {}
         self._received = bytearray()
         self._outgoing: list[bytes] = []
-        self._sent_at = 0.0
         self._transport: asyncio.Transport | None = None
         self.is_lost = False
 
@@ -162,15 +157,10 @@ class Link(asyncio.Protocol):
 
     def _send(self, kind: int, number: int, name: str | None, value: Any) -> None:
         body = pickle.dumps((kind, number, name, value), protocol=5)
-        loop = asyncio.get_running_loop()
-        is_first, now = not self._outgoing, loop.time()
+        if not self._outgoing:
+            # One write, and one waking of the other side, for all of this turn of the loop.
+            asyncio.get_running_loop().call_soon(self._write)
         self._outgoing += (_LENGTH.pack(len(body)), body)
-        if is_first and now - self._sent_at > _MOMENT:
-            self._write()
-        elif is_first:
-            # One write for all that is sent in this turn of the loop.
-            loop.call_soon(self._write)
-        self._sent_at = now
 
     def _write(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
