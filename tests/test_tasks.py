@@ -66,6 +66,7 @@ def test_tasks_that_wait_run_beside_one_another() -> None:
         while time.monotonic() < deadline:
             if len(fsd.loop.run(here.list(key))) == others:
                 return others
+            time.sleep(0.02)  # others need the cores
         return 0
 
     assert fsd.get([meet.remote("meeting", 6) for _ in range(6)], timeout=30) == [6] * 6

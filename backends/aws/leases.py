@@ -160,6 +160,7 @@ class Leases:
                 chosen = await self._granted(count)
             for slot in chosen:
                 self._idle.pop(slot, None)
+            self._leaving.difference_update(chosen)  # it had begun to leave while it was granted
             epoch = (self._epoch * _USES + self._use) % EPOCHS
             self._busy.update(dict.fromkeys(chosen, epoch))
             self._use += 1
@@ -391,14 +392,15 @@ class Leases:
                 await self._purge(sorted(unclean))
                 self._dirty -= unclean
                 self._purged |= unclean
-            given, purged = frozenset(self._leaving), frozenset(self._purged)
-            named = range(self._slots) if everything else given
-            await self._change(
-                lambda state, now: (
-                    pool.release(state, self._session, named, purged, now, self._rest),
-                    None,
-                )
-            )
-            self._leaving -= given
+            leaving, purged = frozenset(self._leaving), frozenset(self._purged)
+
+            def give(state: Pool, now: float) -> tuple[Pool, frozenset[int]]:
+                # A lease that was under way may have some of them.
+                given = leaving & (self._leaving - self._dirty)
+                named = range(self._slots) if everything else given
+                return pool.release(state, self._session, named, purged, now, self._rest), given
+
+            given, _ = await self._change(give)
+            self._leaving -= given or frozenset()
             self._purged -= purged
             self._may_hold = self.held > 0

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fsdray.backends.aws import pool
@@ -164,12 +164,26 @@ SESSION = st.tuples(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=200)
 @given(
     sessions=st.lists(SESSION, min_size=1, max_size=5),
     seed=st.integers(0, 2**32),
     lost=st.sampled_from([0.0, 0.3]),
     failing=st.sampled_from([0.0, 0.05]),
+)
+# What had not been used for a while was given back while it was granted to the next gang.
+@example(
+    sessions=[
+        (
+            [[Gang(1, 21.0, 0.0, False)], [Gang(9, 0.0, 0.0, False), Gang(7, 20.25, 2.0, False)]],
+            None,
+            0.97,
+            20.0,
+        )
+    ],
+    seed=0,
+    lost=0.0,
+    failing=0.0,
 )
 def test_sessions_never_use_each_others_slots(
     sessions: list[tuple[list[list[Gang]], float | None, float, float]],
