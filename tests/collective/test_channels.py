@@ -87,9 +87,9 @@ class Recorder:
         self.acknowledged: list[int] = []
         self.has_acknowledged = asyncio.Event()
 
-    async def publish(self, messages: Sequence[tuple[bytes, tuple[str, ...]]]) -> None:
-        self.published.append(list(messages))
-        await self._inner.publish(messages)
+    async def publish(self, messages: Sequence[Any]) -> Any:
+        self.published.append([(body, names) for body, names, _ in messages])
+        return await self._inner.publish(messages)
 
     async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:
         self.acknowledged.append(len(receipts))

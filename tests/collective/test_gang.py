@@ -248,8 +248,9 @@ def test_plain_code_splits_begins_and_waits_in_a_gang(channel: str) -> None:
 
 @pytest.mark.local_only("S3 has room for all that a gang writes, which goes when it ends")
 @pytest.mark.parametrize(("max_retries", "most"), [(0, 25), (1, 1000)])
+@in_one_session
 def test_what_was_read_makes_room_for_what_comes(
-    own_session: None, max_retries: int, most: int
+    branching: int, max_retries: int, most: int
 ) -> None:
     @fsd.remote
     def gradients(steps: int) -> tuple[int, bool]:
