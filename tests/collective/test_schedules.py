@@ -15,7 +15,7 @@ from tests.collective.schedules.check import problems, run, schedule_of
 from tests.collective.schedules.model import Receipt, meaning, messages, wrong_receipts
 from tests.collective.schedules.programs import Line, Step
 
-SCHEDULES = 1_000  # and the rest of ten thousand in test_schedules_more, with --thorough
+SCHEDULES = 5_000  # and the rest of ten thousand in test_schedules_more, beside it
 CHUNK = 500
 
 # A rank that fails does not await what it had called to await it together with something later.

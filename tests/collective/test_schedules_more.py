@@ -1,4 +1,4 @@
-"""The rest of ten thousand schedules (`test_schedules`), with ``--thorough``."""
+"""The rest of ten thousand schedules (`test_schedules`), which another core may run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.collective.schedules.__main__ import failures
 from tests.collective.test_schedules import CHUNK, SCHEDULES
 from tests.collective.test_schedules import pytestmark as warnings
 
-pytestmark = [warnings, pytest.mark.thorough("a minute and a half of one core")]
+pytestmark = warnings
 
 
 @pytest.mark.parametrize("start", range(SCHEDULES, 10_000, CHUNK))
