@@ -7,7 +7,6 @@ operators never run on it.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextvars
 import os
 import threading
@@ -26,68 +25,34 @@ _lock = threading.Lock()
 _posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _MOMENT = 0.05  # seconds of a wait that change nothing for others
 _meanwhile: Callable[[], AbstractContextManager[None]] | None = None
-_is_standard = False
-_thread: threading.Thread | None = None
-_PATIENCE = 5.0  # seconds that a callback of the loop may still take when the interpreter ends
+_new: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 _is_called = False  # whether the loop knows that there is something in `_posted`
 
 
-def fast() -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes a loop of uvloop's, where that is installed: its turns take less processor time.
+def use_fast() -> None:
+    """Have the loop be uvloop's, where that is installed: its turns take less processor time.
 
-    It is not on Windows, nor in functions, which it would make larger.
+    It is for processes that end by `os._exit`: where Python ends itself, a thread that runs
+    uvloop's loop may crash it.
     """
+    global _new
     try:
         import uvloop
     except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
-def use_standard() -> None:
-    """Have the loop be asyncio's own, if it is not there yet."""
-    global _is_standard
-    _is_standard = True
+        return
+    _new = uvloop.new_event_loop
 
 
 def get() -> asyncio.AbstractEventLoop:
     """The loop, started when first asked for."""
-    global _loop, _thread
+    global _loop
     with _lock:
         if _loop is None:
-            loop = (asyncio.new_event_loop if _is_standard else fast())()
+            loop = _new()
             loop.set_default_executor(_Threads())
-            _thread = threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True)
-            _thread.start()
+            threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True).start()
             _loop = loop
         return _loop
-
-
-def _stop() -> None:
-    """The interpreter is about to end: a thread that still runs uvloop's loop then may crash it.
-
-    What asks for a loop after this has one of asyncio's, which may.
-    """
-    global _loop, _is_called
-    use_standard()
-    with _lock:
-        loop, _loop = _loop, None
-    if loop is not None and _thread is not None:
-        asyncio.run_coroutine_threadsafe(_end_all(loop), loop)
-        _thread.join(_PATIENCE)
-        _is_called = False
-
-
-async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what is under way, as asyncio does when a program ends, and stop the loop."""
-    try:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=_PATIENCE / 2)
-    finally:
-        loop.stop()
 
 
 class _Threads(ThreadPoolExecutor):
@@ -350,4 +315,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-atexit.register(_stop)  # before any session was begun, so after all of them have ended

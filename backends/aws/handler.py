@@ -42,7 +42,6 @@ class _Environment:
     """What this process keeps between calls."""
 
     def __init__(self) -> None:
-        loop.use_standard()  # as in a package without uvloop, wherever this runs
         self._stack = Stack.of_environment()
         self.compiled = late.install(self._stack.bucket, self._stack.region)
         read_secrets(self._stack.region)
