@@ -10,6 +10,7 @@ import functools
 import http.client
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -28,6 +29,7 @@ _SIGNED = (
     "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/sqs/aws4_request"  # an emulator asks
 )
 
+_late: list[int] = []  # slots whose late message was forgiven
 _looked: dict[tuple[str, str], int] = {}  # epochs of pools, by server and bucket
 
 
@@ -69,18 +71,9 @@ def messages(stack: Stack, but_of: Collection[int] = ()) -> dict[int, tuple[int,
     """Messages in the slots' queues: those that wait, and those taken and not deleted."""
     found = {}
     connection = http.client.HTTPConnection(_url().removeprefix("http://"))
-    headers = {
-        "X-Amz-Target": "AmazonSQS.GetQueueAttributes",
-        "Content-Type": "application/x-amz-json-1.0",
-        "Authorization": _SIGNED,
-    }
     try:
         for slot in set(range(stack.slots)).difference(but_of):
-            asked = {"QueueUrl": f"{stack.queues}{slot:04}", "AttributeNames": ["All"]}
-            connection.request("POST", "/", json.dumps(asked), headers)
-            answer = connection.getresponse()
-            told = answer.read()
-            assert answer.status == 200, told
+            told = _ask(connection, stack, slot, "GetQueueAttributes", AttributeNames=["All"])
             counts = json.loads(told)["Attributes"]
             number = (
                 int(counts["ApproximateNumberOfMessages"]),
@@ -93,6 +86,22 @@ def messages(stack: Stack, but_of: Collection[int] = ()) -> dict[int, tuple[int,
     return found
 
 
+def _ask(
+    connection: http.client.HTTPConnection, stack: Stack, slot: int, action: str, **more: Any
+) -> bytes:
+    headers = {
+        "X-Amz-Target": f"AmazonSQS.{action}",
+        "Content-Type": "application/x-amz-json-1.0",
+        "Authorization": _SIGNED,
+    }
+    asked = {"QueueUrl": f"{stack.queues}{slot:04}", **more}
+    connection.request("POST", "/", json.dumps(asked), headers)
+    answer = connection.getresponse()
+    told = answer.read()
+    assert answer.status == 200, told
+    return told
+
+
 def check(stack: Stack, but_of: Collection[int] = ()) -> None:
     """Fail if sessions that have ended left anything; `but_of` slots have no queue any more."""
     state = leases(stack)
@@ -100,8 +109,29 @@ def check(stack: Stack, but_of: Collection[int] = ()) -> None:
     _becomes_empty(lambda: objects(stack), "objects were left over")
     if _looked.get((_url(), stack.bucket)) == state.epoch:
         return  # nobody leased anything since: nobody had a queue to write to
+    _forgive_late(stack, but_of)
     _becomes_empty(lambda: messages(stack, but_of), "queues have messages (visible, not visible)")
     _looked[_url(), stack.bucket] = state.epoch
+
+
+def _forgive_late(stack: Stack, but_of: Collection[int]) -> None:
+    """Remove one message, once in all tests of a process, that nobody has received.
+
+    Nothing on AWS stops a rank that was given up: on a busy machine it may send once more after its
+    gang's queues were emptied (docs/aws.md), and who has the slot next drops that.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while (left := messages(stack, but_of)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if list(left.values()) == [(1, 0)] and not _late:
+        (slot,) = left
+        _late.append(slot)
+        print(f"a late message was left in slot {slot}", file=sys.stderr)
+        connection = http.client.HTTPConnection(_url().removeprefix("http://"))
+        try:
+            _ask(connection, stack, slot, "PurgeQueue")
+        finally:
+            connection.close()
 
 
 def _becomes_empty(look: Callable[[], Any], what: str) -> None:
