@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,6 +44,8 @@ class Bodies:
         self._directory = str(directory)
         self._serials = itertools.count(1)
         self._owner = os.getpid()
+        # Of this process alone: a number of a process that ended may be given to a new one.
+        self._prefix = f"body-{self._owner}-{secrets.token_hex(4)}"
         self._spare: list[str] = []  # this process's files, to be written again
         # The driver's: by their owners, files that these may write again, and do not know it or
         # do; and processes that ended.
@@ -56,7 +59,7 @@ class Bodies:
         if view.nbytes < LARGE:
             return bytes(body)
         serial = next(self._serials)
-        name = self._spare.pop() if self._spare else f"body-{self._owner}-{serial}"
+        name = self._spare.pop() if self._spare else f"{self._prefix}-{serial}"
         try:
             self._write(name, serial, view)
         except OSError:  # there is no room: it goes the other way

@@ -1,6 +1,7 @@
-"""A frame's checksum: 32 bits of XXH3, which is read faster than memory gives the bytes.
+"""A frame's checksum: 32 bits of XXH3, which takes no longer than the bytes take to be read.
 
-A CRC-32 of a large array takes longer than all else that is done to it (zlib: 3 GB/s; XXH3: 40).
+A CRC-32 of a large array takes longer than all else that is done to it. Measured on 1 and 16 MB:
+zlib's 2.6 and 4.1 GB/s, XXH3's 48 and 32.
 """
 
 from __future__ import annotations

@@ -107,6 +107,13 @@ def test_a_body_that_was_written_over_is_not_there(tmp_path: Path) -> None:
     assert bodies.get(second) is None
 
 
+def test_a_process_with_the_number_of_one_that_ended_writes_nothing_over(tmp_path: Path) -> None:
+    before, after = Bodies(tmp_path), Bodies(tmp_path)  # this process is both
+    kept = before.put(BODY)
+    assert after.get(after.put(OTHER)) == OTHER
+    assert after.get(kept) == BODY
+
+
 def test_what_a_process_would_write_again_goes_with_it(tmp_path: Path) -> None:
     driver, publisher = Bodies(tmp_path), Bodies(tmp_path)
     kept = [publisher.put(BODY) for _ in range(3)]
