@@ -104,21 +104,23 @@ def wait(
     `timeout` is in seconds; with None it waits for ever.
     """
     loop.refuse()
-    over = threading.Event()
-    lock = threading.Lock()
-    left = count
+    # No event: where a second Ctrl-C finds it at its end, it raises that its lock was not taken.
+    over, lock = threading.Lock(), threading.Lock()
+    over.acquire()
+    left, is_over = count, False
 
     def done(promise: Promise[Any]) -> None:
-        nonlocal left
+        nonlocal left, is_over
         with lock:
             left -= 1
-            if left == 0 or ends(promise):
-                over.set()
+            if not is_over and (left == 0 or ends(promise)):
+                is_over = True
+                over.release()
 
     try:
         for promise in promises:
             promise.when_done(done)
-        return over.wait(timeout)
+        return over.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
     finally:
         for promise in promises:
             promise.forget(done)
