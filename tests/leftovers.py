@@ -6,6 +6,7 @@ leased since the last look (a pool's epoch tells), and with no more than a reque
 
 from __future__ import annotations
 
+import base64
 import functools
 import http.client
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import boto3
 
 from fsdray.backends.aws import pool
+from fsdray.backends.aws.inboxes import BYTES, unpack
 from fsdray.backends.aws.pool import Pool
 from fsdray.backends.aws.stack import Stack, read_stack
 from fsdray.settings import resolve
@@ -102,6 +104,26 @@ def _ask(
     return told
 
 
+def described(stack: Stack, slots: Collection[int]) -> list[str]:
+    """What waits in these slots' queues: to whom it was sent, when, and its first bytes."""
+    told = []
+    connection = http.client.HTTPConnection(_url().removeprefix("http://"))
+    asked = {"AttributeNames": ["All"], "MessageAttributeNames": ["All"], "VisibilityTimeout": 0}
+    try:
+        for slot in slots:
+            got = json.loads(_ask(connection, stack, slot, "ReceiveMessage", **asked))
+            for message in got.get("Messages", ()):
+                held = message.get("MessageAttributes", {}).get(BYTES, {}).get("BinaryValue")
+                body = message["Body"].encode() if held is None else base64.b64decode(held)
+                inboxes, body = unpack(body) or ((), body)
+                told.append(
+                    f"slot {slot}, {message['Attributes']}: {inboxes} {bytes(body)[:500]!r}"
+                )
+    finally:
+        connection.close()
+    return told
+
+
 def check(stack: Stack, but_of: Collection[int] = ()) -> None:
     """Fail if sessions that have ended left anything; `but_of` slots have no queue any more."""
     state = leases(stack)
@@ -126,7 +148,7 @@ def _forgive_late(stack: Stack, but_of: Collection[int]) -> None:
     if list(left.values()) == [(1, 0)] and not _late:
         (slot,) = left
         _late.append(slot)
-        print(f"a late message was left in slot {slot}", file=sys.stderr)
+        print("a late message was left:", *described(stack, left), file=sys.stderr)
         connection = http.client.HTTPConnection(_url().removeprefix("http://"))
         try:
             _ask(connection, stack, slot, "PurgeQueue")
@@ -139,4 +161,5 @@ def _becomes_empty(look: Callable[[], Any], what: str) -> None:
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(0.2)
     some = list(left.items() if isinstance(left, dict) else left)[:5]
-    assert not left, f"{len(left)} {what}, such as {some}"
+    said = described(stack_of_environment(), left) if isinstance(left, dict) else ()
+    assert not left, "\n".join((f"{len(left)} {what}, such as {some}", *said))
