@@ -105,7 +105,7 @@ def in_fsdray(ranks: int) -> dict[str, float]:
 
     fsd.init("local", concurrency=ranks)
     try:
-        gang = fsd.remote(world_size=ranks, channel="auto", memory=4096)(rank)
+        gang = fsd.remote(world_size=ranks, channel="auto")(rank)
         return slowest(fsd.get(gang.remote()))
     finally:
         fsd.shutdown()

@@ -391,10 +391,12 @@ class Objects(Protocol):
         *,
         if_absent: bool = False,
         if_match: str | None = None,
+        is_attached: bool = False,
     ) -> str | None:
         """Write an object (a sequence is written as one) and return its etag.
 
-        None says that the condition did not hold and nothing was written.
+        None says that the condition did not hold and nothing was written. `is_attached` says that a
+        message will have it as its `Message.attached`, and that who reads it too late would know.
         """
         ...
 

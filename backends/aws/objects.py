@@ -56,6 +56,7 @@ class AwsObjects:
         *,
         if_absent: bool = False,
         if_match: str | None = None,
+        is_attached: bool = False,
     ) -> str | None:
         self.limits.check_put(key, if_absent, if_match)
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)

@@ -93,7 +93,12 @@ async def connect(
         lambda worker: _handlers(worker, pool, inboxes, watchers),
         settings.log_to_caller,
     )
-    pool = Pool(template, function_limits, bodies.ended)
+
+    def ended(pid: int) -> None:
+        bodies.ended(pid)
+        files.ended(pid)
+
+    pool = Pool(template, function_limits, ended)
     template.start()
     return _DriverBackend(
         LocalFunctions(_Here(pool), count, function_limits),

@@ -86,6 +86,7 @@ class SimulatedObjects:
         *,
         if_absent: bool = False,
         if_match: str | None = None,
+        is_attached: bool = False,
     ) -> str | None:
         self.limits.check_put(key, if_absent, if_match)
         world = self._world

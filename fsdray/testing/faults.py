@@ -227,15 +227,18 @@ class FaultyObjects:
         *,
         if_absent: bool = False,
         if_match: str | None = None,
+        is_attached: bool = False,
     ) -> str | None:
         """Write an object; where a twin came first, ``if_absent`` finds it written."""
         draw = self._draw("put", key)
         has_twin = draw.random() < self._twin and if_match is None
         await self._dawdle(draw)
         if has_twin:
-            await self._objects.put(key, data, if_absent=if_absent)
+            await self._objects.put(key, data, if_absent=if_absent, is_attached=is_attached)
             await self._dawdle(draw)
-        return await self._objects.put(key, data, if_absent=if_absent, if_match=if_match)
+        return await self._objects.put(
+            key, data, if_absent=if_absent, if_match=if_match, is_attached=is_attached
+        )
 
     async def get(
         self,

@@ -119,7 +119,7 @@ def test_every_number_of_ranks_bills_what_the_formulas_say(channel: str, zeros: 
         square = LARGE[size // 3 % len(LARGE)]
         for i, operation in enumerate(CALLS):
             is_too_large = operation in LARGE and size > 12 and operation != square
-            if (size + i) % 6 != 2 * turn or is_too_large:
+            if (size + i) % 12 != 4 * turn or is_too_large:
                 continue
             is_middle = size // 2 % 2 and not (operation in LARGE and size > 40)
             length = 0 if operation in FIXED else MIDDLE if is_middle else SMALL

@@ -66,11 +66,12 @@ class AutoChannel(QueueChannel):
             written = [parcels[i] for i in sorted(large)]
             data, placed = combine(self._epoch, self._rank, outgoing, written)
             where = path_of(self._gang, self._rank, outgoing)
+            pointing = self._pointing(written, placed.spans)
             # Noted first: a put that is given up may have been done.
             self.written.append(where)
             # A twin's object is the same object: who comes second finds it written.
-            await self._objects.put(where, data, if_absent=True)
-            pointing = self._pointing(written, placed.spans)
+            is_attached = self._is_attached(pointing)
+            await self._objects.put(where, data, if_absent=True, is_attached=is_attached)
         inline = [parcel for i, parcel in enumerate(parcels) if i not in large]
         if inline or pointing:
             await self._post(outgoing, inline, may_linger, pointing, where)

@@ -159,8 +159,7 @@ class QueueChannel:
         limits = self._messages.limits
         incarnation = self._moved.get(self._rank, 0) % 256
         marked = [(each, False) for each in parcels] + [(each, True) for each in pointers]
-        # Where ranks may be started again, or several messages point there, it stays.
-        attached = stored if len(pointers) == 1 and self._log is None else None
+        attached = stored if self._is_attached(pointers) else None
         for parcel, is_pointer in marked:
             for group, some in groups(parcel.destinations, limits.fanout):
                 room = limits.room(len(some)) - overhead(len(some))
@@ -183,6 +182,13 @@ class QueueChannel:
         if not may_linger or waiting >= limits.batch_messages:
             self.hurry()
         await arrived
+
+    def _is_attached(self, pointers: Sequence[Parcel]) -> bool:
+        """Whether an object that these point to goes when they have been read.
+
+        Where ranks may be started again, or several messages point there, it stays.
+        """
+        return len(pointers) == 1 and self._log is None
 
     def _outstanding(self, keys: Sequence[Key]) -> int:
         """At least how many frames are to come for these keys; of sends any one will do."""

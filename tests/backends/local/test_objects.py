@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +144,108 @@ def test_processes_that_add_to_one_object_lose_no_addition() -> None:
 
     with connected() as backend:
         assert loop.run(add()) == 100
+
+
+# Written again
+
+
+def taken_away(kept: Kept, key: str) -> None:
+    """Its readers have all acknowledged the message that it was attached to."""
+    loop.run(kept.objects.delete([key]))
+
+
+def test_the_file_of_what_was_attached_is_written_again_and_who_read_it_keeps_it(
+    kept: Kept, tmp_path: Path
+) -> None:
+    def put(key: str, byte: int, size: int = MIB) -> None:
+        parts = [bytes([byte]) * (size - 1000), b"", bytes([byte]) * 1000]
+        assert loop.run(kept.objects.put(key, parts, if_absent=True, is_attached=True))
+
+    def got(key: str) -> Any:
+        blob = loop.run(kept.objects.get(key))
+        assert blob is not None
+        return np.frombuffer(blob.data, np.uint8)
+
+    def there() -> set[int]:
+        return {path.stat().st_ino for path in tmp_path.iterdir()}
+
+    put("a", 1)
+    first = got("a")
+    put("b", 2)  # while the first can still be read
+    assert len(there()) == 2
+    taken_away(kept, "a")
+    used = there()
+    put("c", 3, MIB // 2)
+    assert there() == used, "it took new pages"
+    assert (first == 1).all()
+    assert (got("b") == 2).all()
+    assert len(got("c")) == MIB // 2, "it ends where the one before did"
+    assert (got("c") == 3).all()
+    taken_away(kept, "b")
+    taken_away(kept, "c")
+    put("d", 4, 2 * MIB)
+    assert (got("d") == 4).all()
+    assert len(got("d")) == 2 * MIB
+    assert there() == used
+    assert loop.run(kept.objects.list("")) == ["d"]
+
+
+def test_what_is_attached_and_stays_costs_no_room_for_ever(kept: Kept, tmp_path: Path) -> None:
+    for number in range(40):
+        loop.run(kept.objects.put(str(number), bytes(MIB), if_absent=True, is_attached=True))
+    for number in range(40):
+        taken_away(kept, str(number))
+    left = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 8 * MIB <= left <= 16 * MIB
+
+
+def test_of_two_who_put_the_same_the_second_leaves_nothing(kept: Kept, tmp_path: Path) -> None:
+    first = kept.objects.put("key", b"first", if_absent=True, is_attached=True)
+    assert loop.run(first) is not None
+    before = sorted(tmp_path.iterdir())
+    second = kept.objects.put("key", b"second", if_absent=True, is_attached=True)
+    assert loop.run(second) is None
+    assert sorted(tmp_path.iterdir()) == before
+    blob = loop.run(kept.objects.get("key"))
+    assert blob is not None
+    assert bytes(blob.data) == b"first"
+
+
+def test_files_of_a_process_that_ended_are_removed(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.write("key", [b"x"], if_absent=True, is_attached=True)
+    files.ended(os.getpid() + 1)
+    assert len(list(tmp_path.iterdir())) == 2
+    files.ended(os.getpid())
+    assert len(list(tmp_path.iterdir())) == 1
+    assert files.exists("key")
+    files.delete(["key"])
+    files.write("other", [b"y"], if_absent=True, is_attached=True)  # it finds its own file gone
+    blob = files.read("other", None)
+    assert blob is not None
+    assert bytes(blob.data) == b"y"
+
+
+def noisy(rank: int, number: int) -> Any:
+    """An array of 1.6 MB that does not compress."""
+    return np.random.default_rng(rank).random(200_000) + number
+
+
+def exchange(rounds: int) -> list[tuple[int, int]]:
+    """The rounds and ranks whose array is not what came, or is not that any more at the end."""
+    comm = fsd.collective.world()
+    came = [comm.allgather(noisy(comm.rank, number)) for number in range(rounds)]
+    return [
+        (number, rank)
+        for number, arrays in enumerate(came)
+        for rank, array in enumerate(arrays)
+        if not np.array_equal(array, noisy(rank, number))
+    ]
+
+
+def test_a_long_exchange_of_large_arrays_mixes_nothing(session: None) -> None:
+    gang = fsd.remote(world_size=3, channel="auto")(exchange)
+    assert fsd.get(gang.remote(40)) == [[], [], []]
 
 
 # A full disk
