@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from fsdray.errors import (
     SettingsError,
@@ -16,6 +17,7 @@ from fsdray.errors import (
 from fsdray.services import Objects
 
 T = TypeVar("T")
+Check: TypeAlias = Callable[[T], Coroutine[Any, Any, None]]
 
 PATIENCE = 30.0  # seconds after which something that must happen has not
 SOON = 1.0  # seconds in which whoever waits must have been woken
@@ -41,6 +43,31 @@ async def waited(wait: Callable[[], Awaitable[T]]) -> tuple[T, float, float]:
         if used < IDLE_SHARE * took:
             break
     return value, took, used
+
+
+class Late(AssertionError):
+    """It came, and took longer than it may; on a machine that others use too perhaps by chance."""
+
+
+def in_time(took: float, limit: float, what: str) -> None:
+    """Raise `Late` where something took that many seconds or more."""
+    if took >= limit:
+        raise Late(f"{what} after {took:.2f} s")
+
+
+def tried_again(check: Check[T]) -> Check[T]:
+    """A check that fails where it is `Late` three times in a row."""
+
+    @functools.wraps(check)
+    async def thrice(service: T) -> None:
+        for _ in range(2):
+            try:
+                return await check(service)
+            except Late:
+                continue
+        return await check(service)
+
+    return thrice
 
 
 async def refused(use: Coroutine[Any, Any, Any], what: str) -> None:

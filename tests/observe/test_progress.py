@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
     def wait_for(self, text: str) -> None:
         """Wait until `text` was written, but not for ever."""
         with self.written:
-            assert self.written.wait_for(lambda: text in self.getvalue(), timeout=10), text
+            assert self.written.wait_for(lambda: text in self.getvalue(), timeout=60), text
 
     def screen(self) -> str:
         """What the last line of the terminal shows now."""

@@ -20,7 +20,7 @@ from fsdray.errors import ServiceError, SettingsError
 from tests.backends.local import small_filesystem
 from tests.conftest import directories
 
-SOON = 10  # seconds in which what must end has ended
+SOON = 60  # seconds in which what must end has ended
 
 DRIVER = """
 import os, sys
