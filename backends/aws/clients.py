@@ -19,6 +19,7 @@ from typing import Any
 
 from fsdray._version import __version__
 from fsdray.backends.aws import border
+from fsdray.errors import ServiceError
 from fsdray.services import Count
 
 KEEPALIVE = 10.0  # seconds that an unused connection is kept: S3 closes its own after about 20
@@ -104,13 +105,21 @@ class Clients:
         self._session: Any = None
         self._clients: dict[tuple[str | None, str], asyncio.Task[Any]] = {}
         self._open = contextlib.AsyncExitStack()
+        self._is_closed = False
 
     async def get(self, service: str, prefix: str | None = "") -> Any:
         """The client of ``"s3"``, ``"sqs"``…; made once.
 
         `prefix` begins the names of what its requests are counted as, for services that have
         several prices; there is one client for each. None: who asks counts for himself.
+
+        Raises
+        ------
+        ServiceError
+            after `close`: nobody would close what is opened then.
         """
+        if self._is_closed:
+            raise ServiceError(f"nothing is asked of {service} any more: the session has ended")
         making = self._clients.get((prefix, service))
         if making is None or (making.done() and (making.cancelled() or making.exception())):
             making = asyncio.create_task(self._make(service, prefix))
@@ -126,13 +135,12 @@ class Clients:
             return session.client(service)
 
     async def close(self) -> None:
-        """Close all connections; a client that is asked for later is a new one."""
+        """Close all connections, for good."""
+        self._is_closed = True
         for making in self._clients.values():
             making.cancel()
-        self._clients.clear()
-        self._session = None
-        opened, self._open = self._open, contextlib.AsyncExitStack()
-        await opened.aclose()
+        await asyncio.gather(*self._clients.values(), return_exceptions=True)
+        await self._open.aclose()
 
     async def _make(self, service: str, prefix: str | None) -> Any:
         # Half a second to import: only who uses AWS pays for it.

@@ -217,6 +217,10 @@ class AwsFunctions:
             task.cancel()
         if left or self._clearing:
             await asyncio.wait((*left, *self._clearing))
+        if self._telling:  # of what calls that died meanwhile had made
+            _, late = await asyncio.wait(self._telling, timeout=patience)
+            for telling in late:
+                telling.cancel()
         return not left
 
     def _forget(self, call: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from fsdray.backends.aws.backend import AwsBackend
 from fsdray.backends.aws.clients import Clients
 from fsdray.backends.aws.functions import DEPTH, AwsFunctions, cancel_key, rung
 from fsdray.errors import FunctionCrashed, ServiceError, SettingsError, Throttled
-from fsdray.services import FunctionLimits
+from fsdray.services import FunctionLimits, Objects
 from fsdray.settings import Settings
 from fsdray.testing import FUNCTION_CHECKS, call_function
 from fsdray.testing import calls as checks
@@ -328,3 +328,50 @@ def test_only_what_did_not_run_and_may_run_later_is_sent_again(
             assert refusing.asked == asked
 
     connected.run(program)
+
+
+class SlowMarks:
+    """Objects whose puts take a moment; they have nothing else."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    async def put(self, key: str, data: bytes) -> None:
+        await asyncio.sleep(0.05)
+        self.written.append(key)
+
+
+def test_who_stops_has_said_that_what_the_dead_had_called_is_not_wanted() -> None:
+    async def stop() -> list[str]:
+        marks = SlowMarks()
+        ending = AwsFunctions(
+            Clients(lambda name, amount: None),
+            {1769: "middle"},
+            "session",
+            cast(Objects, marks),
+            FunctionLimits(concurrency=4),
+            lambda lines: None,
+            lambda told: None,
+        )
+        ending._tell_below("dead")  # one that died while the session ended
+        assert await ending.stop(20)
+        return marks.written
+
+    assert asyncio.run(stop()) == [cancel_key("dead")]
+
+
+def test_after_its_end_a_session_opens_no_connection_that_nobody_would_close(aws: Aws) -> None:
+    async def use() -> None:
+        clients = Clients(lambda name, amount: None)
+        early = asyncio.create_task(clients.get("sqs"))
+        assert await clients.get("s3") is await clients.get("s3")
+        await asyncio.sleep(0)
+        late = asyncio.create_task(clients.get("lambda"))
+        await asyncio.sleep(0)  # it is being made
+        await clients.close()
+        with pytest.raises(ServiceError, match="s3 any more: the session has ended"):
+            await clients.get("s3")
+        await asyncio.wait([early, late])
+        assert late.cancelled()
+
+    asyncio.run(use())
