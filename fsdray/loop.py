@@ -88,7 +88,11 @@ def post(callback: Callable[..., object], *args: Any) -> None:
     _posted.append((callback, args))
     if not _is_called:
         _is_called = True
-        get().call_soon_threadsafe(_run_posted)
+        try:
+            get().call_soon_threadsafe(_run_posted)
+        except BaseException:  # a Ctrl-C: whoever posts next calls again, as who was waiting does
+            _is_called = False
+            raise
 
 
 def _run_posted() -> None:

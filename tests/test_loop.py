@@ -53,6 +53,27 @@ async def for_ever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
+def test_a_ctrl_c_while_the_loop_is_called_keeps_it_from_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, interrupts = loop.get, [KeyboardInterrupt()]
+
+    def interrupted() -> asyncio.AbstractEventLoop:
+        if interrupts:
+            raise interrupts.pop()
+        return real()
+
+    monkeypatch.setattr(loop, "get", interrupted)
+    called: list[str] = []
+    over = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        loop.post(called.append, "before")
+    loop.post(called.append, "after")
+    loop.post(over.set)
+    assert over.wait(20)
+    assert called == ["before", "after"]
+
+
 def test_what_is_posted_is_called_in_order_though_from_two_threads() -> None:
     called: list[tuple[int, int]] = []
     over = threading.Event()
