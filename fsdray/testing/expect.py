@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from fsdray.errors import (
     SettingsError,
@@ -17,7 +17,7 @@ from fsdray.errors import (
 from fsdray.services import Objects
 
 T = TypeVar("T")
-Check: TypeAlias = Callable[[T], Coroutine[Any, Any, None]]
+Services = ParamSpec("Services")
 
 PATIENCE = 30.0  # seconds after which something that must happen has not
 SOON = 1.0  # seconds in which whoever waits must have been woken
@@ -55,17 +55,19 @@ def in_time(took: float, limit: float, what: str) -> None:
         raise Late(f"{what} after {took:.2f} s")
 
 
-def tried_again(check: Check[T]) -> Check[T]:
+def tried_again(
+    check: Callable[Services, Coroutine[Any, Any, None]],
+) -> Callable[Services, Coroutine[Any, Any, None]]:
     """A check that fails where it is `Late` three times in a row."""
 
     @functools.wraps(check)
-    async def thrice(service: T) -> None:
+    async def thrice(*services: Services.args, **named: Services.kwargs) -> None:
         for _ in range(2):
             try:
-                return await check(service)
+                return await check(*services, **named)
             except Late:
                 continue
-        return await check(service)
+        return await check(*services, **named)
 
     return thrice
 
