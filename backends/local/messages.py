@@ -130,7 +130,9 @@ class Inboxes:
         coming: asyncio.Future[list[Taken]] = asyncio.get_running_loop().create_future()
 
         def tell(value: list[Taken], error: Exception | None) -> None:
-            if error is None:
+            if coming.done():  # given up in this turn of the loop
+                self._give_back(inbox, value if error is None else [])
+            elif error is None:
                 coming.set_result(value)
             else:
                 coming.set_exception(error)
