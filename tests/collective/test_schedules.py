@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, note, settings
@@ -17,6 +18,16 @@ from tests.collective.schedules.programs import Line, Step
 
 SCHEDULES = 5_000  # and the rest of ten thousand in test_schedules_more, beside it
 CHUNK = 500
+USUAL = 3_000  # of each, in every run: ten thousand take two cores 70 to 100 s
+
+
+def chunks(start: int, end: int) -> list[Any]:
+    """Where runs of `CHUNK` seeds begin; those after the first `USUAL` wait for ``--thorough``."""
+    return [
+        at if at < start + USUAL else pytest.param(at, marks=pytest.mark.thorough("more seeds"))
+        for at in range(start, end, CHUNK)
+    ]
+
 
 # A rank that fails does not await what it had called to await it together with something later.
 pytestmark = pytest.mark.filterwarnings(
@@ -25,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("start", range(0, SCHEDULES, CHUNK))
+@pytest.mark.parametrize("start", chunks(0, SCHEDULES))
 def test_every_random_program_comes_to_what_it_means(start: int) -> None:
     assert failures(range(start, start + CHUNK)) == []
 
