@@ -16,6 +16,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +86,8 @@ class Files:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._unique = itertools.count()
+        # Of this process alone: a number of a process that ended may be given to a new one.
+        self._token = secrets.token_hex(4)
         self._again = _Again()
 
     def exists(self, key: str) -> bool:
@@ -153,7 +156,7 @@ class Files:
                     yield unquote(path[:-1].replace("+/", ""))
 
     def _beside(self) -> str:
-        return f"{self._root}/.{os.getpid()}-{next(self._unique)}"
+        return f"{self._root}/.{os.getpid()}-{self._token}-{next(self._unique)}"
 
     def _path(self, key: str) -> str:
         quoted = quote(key, safe="").replace(".", "%2E")  # now without '+', '/', '@' and '.'

@@ -226,6 +226,18 @@ def test_files_of_a_process_that_ended_are_removed(tmp_path: Path) -> None:
     assert bytes(blob.data) == b"y"
 
 
+def test_a_process_with_the_number_of_one_that_ended_writes_into_none_of_its_files(
+    tmp_path: Path,
+) -> None:
+    ended, new = Files(tmp_path), Files(tmp_path)
+    ended.write("key", [b"the first's"], if_absent=True, is_attached=True)
+    for key in ("put", "attached"):
+        new.write(key, [b"another's"], if_absent=True, is_attached=key == "attached")
+    blob = new.read("key", None)
+    assert blob is not None
+    assert bytes(blob.data) == b"the first's"
+
+
 def noisy(rank: int, number: int) -> Any:
     """An array of 1.6 MB that does not compress."""
     return np.random.default_rng(rank).random(200_000) + number
