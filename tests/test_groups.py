@@ -36,7 +36,7 @@ def run(program: Coroutine[Any, Any, Any]) -> Any:
 
 def is_clean(here: Services) -> bool:
     """Whether nothing is left."""
-    return here.files.list("") == [] and here.inboxes._inboxes == {}
+    return here.files.list("") == [] and here.inboxes.counts() == {}
 
 
 async def talk(comm: AsyncCommunicator) -> Any:
@@ -130,7 +130,7 @@ def test_ranks_that_do_not_come_are_named_at_all_that_do(channel: str, present: 
         for error in run(everybody(here)):
             assert type(error) is CollectiveTimeout
             assert str(error) == f"group 'g' of 5: {missing} did not come in time"
-        assert here.inboxes._inboxes == {}
+        assert here.inboxes.counts() == {}
         # The places are gone; that it failed, and that the name is free, stays said.
         assert sorted(key.rsplit("/")[-1] for key in here.files.list("")) == ["charter", "verdict"]
         # The name is free.
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_said_at_once_to_all_who_wait(what: str) -> None:
         for error in run(everybody(here)):
             assert type(error) is CollectiveError
             assert text in str(error)
-        assert here.inboxes._inboxes == {}
+        assert here.inboxes.counts() == {}
 
 
 def test_a_latecomer_who_does_not_fit_hurts_nobody_but_itself() -> None:
@@ -240,7 +240,7 @@ def test_a_rank_that_fails_ends_the_waits_of_the_others_and_frees_the_name(chann
             assert isinstance(error, RankFailed)
             assert error.ranks == [1]
             assert isinstance(error.cause, KeyError)
-        assert here.inboxes._inboxes == {}
+        assert here.inboxes.counts() == {}
         left = {key.rsplit("/")[-1] for key in here.files.list("")}
         assert left <= {"charter", "verdict", "abort"}
         assert run(later(here)) == [2, 2]

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fsdray.backends.local.bodies import Bodies
 from fsdray.backends.local.directory import SessionDirectory
 from fsdray.backends.local.forking import Template, Worker
 from fsdray.backends.local.functions import LocalFunctions
@@ -47,14 +46,17 @@ class _DriverBackend(LocalBackend):
         messages: LocalMessages,
         objects: LocalObjects,
         template: Template,
+        inboxes: Inboxes,
         directories: Sequence[SessionDirectory],
     ) -> None:
         super().__init__(functions, messages, objects)
         self._template = template
+        self._inboxes = inboxes
         self._directories = directories
 
     async def close(self) -> None:
         await self._template.close()
+        self._inboxes.close()
         for directory in self._directories:
             directory.close()
 
@@ -79,8 +81,7 @@ async def connect(
     function_limits = FunctionLimits(concurrency=settings.concurrency or _CONCURRENCY)
     files = Files(directory.path / "objects")
     watchers = Watchers(files.exists)
-    bodies = Bodies(directory.path)
-    inboxes = Inboxes(message_limits, bodies, lambda key: files.delete([key]))
+    inboxes = Inboxes(directory.path / "inboxes", message_limits, lambda key: files.delete([key]))
     config = {
         "directory": str(directory.path),
         "modules": str(for_modules.path),
@@ -90,21 +91,22 @@ async def connect(
     }
     template = Template(
         config,
-        lambda worker: _handlers(worker, pool, inboxes, watchers),
+        lambda worker: _handlers(worker, pool, watchers),
         settings.log_to_caller,
     )
 
     def ended(pid: int) -> None:
-        bodies.ended(pid)
+        inboxes.ended(pid)
         files.ended(pid)
 
     pool = Pool(template, function_limits, ended)
     template.start()
     return _DriverBackend(
         LocalFunctions(_Here(pool), count, function_limits),
-        LocalMessages(inboxes, count, message_limits, bodies),
+        LocalMessages(inboxes, count, message_limits),
         LocalObjects(files, watchers, count, object_limits),
         template,
+        inboxes,
         list(dict.fromkeys((directory, for_modules))),
     )
 
@@ -125,9 +127,7 @@ class _Here:
         """The driver holds no slot that it could give back."""
 
 
-def _handlers(
-    worker: Worker, pool: Pool, inboxes: Inboxes, watchers: Watchers
-) -> Mapping[str, Handler]:
+def _handlers(worker: Worker, pool: Pool, watchers: Watchers) -> Mapping[str, Handler]:
     """What a worker may ask of the driver: the calls of `process._Driver`."""
 
     async def run(*args: Any) -> Outcome:
@@ -155,9 +155,4 @@ def _handlers(
         "prepare": prepare,
         "touched": watchers.touched,
         "appeared": watchers.appeared,
-        "lease": inboxes.lease,
-        "release": inboxes.release,
-        "publish": inboxes.put,
-        "receive": inboxes.take,
-        "acknowledge": inboxes.drop,
     }

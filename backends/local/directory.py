@@ -42,7 +42,8 @@ class SessionDirectory:
         # Made under another name and renamed when locked, or a sweep could find it unowned.
         making = parent / f".{name}"
         try:
-            (making / "objects").mkdir(parents=True, mode=0o700)
+            for each in ("objects", "inboxes"):
+                (making / each).mkdir(parents=True, mode=0o700)
             making.chmod(0o700)
             self._lock = os.open(making / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -18,34 +18,7 @@ _LENGTH = struct.Struct("<Q")
 _REQUEST, _TELL, _OK, _ERROR, _CANCEL = range(5)
 
 Handler = Callable[..., Any]
-"""Serves a request: a coroutine function, or a plain one that returns its value or a `Later`."""
-
-
-class Later:
-    """The value of a request that is not there yet; a plain handler returns it.
-
-    Parameters
-    ----------
-    given_up : called where nobody waits for the value any more.
-    """
-
-    def __init__(self, given_up: Callable[[], None]) -> None:
-        self._given_up = given_up
-        self._tell: Callable[[Any, Exception | None], None] | None = None
-
-    def then(self, tell: Callable[[Any, Exception | None], None]) -> None:
-        """Have `tell` called with the value, or with the error."""
-        self._tell = tell
-
-    def settle(self, value: Any, error: Exception | None = None) -> None:
-        """Here it is, or why there is none; who waits is told at once."""
-        if self._tell is not None:
-            self._tell(value, error)
-
-    def cancel(self) -> None:
-        """Nobody waits for it."""
-        self._tell = None
-        self._given_up()
+"""Serves a request: a coroutine function, or a plain one that returns its value."""
 
 
 class LinkLost(ConnectionError):
@@ -70,7 +43,7 @@ class Link(asyncio.Protocol):
         self._on_lost = lost
         self._next = 0
         self._asked: dict[int, asyncio.Future[Any]] = {}
-        self._serving: dict[int, asyncio.Task[None] | Later] = {}
+        self._serving: dict[int, asyncio.Task[None]] = {}
         self._received = bytearray()
         self._outgoing: list[bytes] = []
         self._transport: asyncio.Transport | None = None
@@ -196,18 +169,8 @@ class Link(asyncio.Protocol):
                 raise
             self._answer(_ERROR, number, error)
             return
-        if isinstance(value, Later):
-            self._serving[number] = value
-            value.then(lambda value, error: self._settle(number, value, error))
-        elif kind == _REQUEST:
+        if kind == _REQUEST:
             self._answer(_OK, number, value)
-
-    def _settle(self, number: int, value: Any, error: Exception | None) -> None:
-        self._serving.pop(number, None)
-        if error is None:
-            self._answer(_OK, number, value)
-        else:
-            self._answer(_ERROR, number, error)
 
     async def _serve(self, kind: int, number: int, name: str, args: tuple[Any, ...]) -> None:
         try:

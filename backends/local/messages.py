@@ -1,25 +1,33 @@
-"""Inboxes in the driver's memory, with SNS's and SQS's limits and what those would bill.
+"""Messages between the processes of a session, with SNS's and SQS's limits and what those bill.
 
-`Inboxes` holds the messages of a session; `LocalMessages` is what any process of it uses,
-directly in the driver and through a `Link` in a worker.
+Inboxes are files (`inbox`), so a message goes from process to process and the driver has no part
+in it. `Inboxes` is one process's use of them, and where it waits; `LocalMessages` checks limits and
+counts.
+
+A process that waits has a pipe with a name, its number; who sends writes a byte there. A body that
+is large lies in a file of its own, which its publisher writes again when all have acknowledged it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
+import os
+import pickle
+import secrets
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from pathlib import Path
+from typing import NamedTuple
 
-from fsdray.backends.local.bodies import Bodies, Shared
-from fsdray.backends.local.link import Later
+from fsdray.backends.local.inbox import Inbox, Posted, Released
+from fsdray.backends.local.objects import Files
 from fsdray.errors import ServiceError
 from fsdray.services import (
-    ADDRESS,
-    ENVELOPE,
+    KIB,
     Buffer,
     Count,
     Delivery,
@@ -30,307 +38,357 @@ from fsdray.services import (
     is_direct,
 )
 
-Body: TypeAlias = bytes | Shared
-Posted: TypeAlias = tuple[Body, tuple[str, ...], str | None]
-"""A message's body, its inboxes, and the object that only its receivers read."""
-Taken: TypeAlias = tuple[str, Body, int]
-"""A delivery's receipt, body and billed size."""
+LARGE = 32 * KIB
+"""Bytes of a body, times its inboxes, from which one file costs less than copies in their rings."""
+
+_OPEN = 100  # inboxes, and pipes to others, that a process keeps open: of 1,024 files, three each
 
 
-class Post(Protocol):
-    """What `LocalMessages` needs of `Inboxes`, or of a link to them."""
+class _Note(NamedTuple):
+    """What goes with a message: a body's file, an attached object, and who counts its inboxes."""
 
-    async def lease(self, count: int) -> list[str]: ...
-    async def release(self, inboxes: Sequence[str]) -> None: ...
-    async def publish(self, messages: Sequence[Posted]) -> list[str]: ...
-    async def receive(self, inbox: str, wait: float) -> list[Taken]: ...
-    async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None: ...
-
-
-@dataclass
-class _Kept:
-    body: Body
+    body: str | None
     attached: str | None
-    billed: int
-    inboxes: int  # that have it
-
-
-@dataclass
-class _Inbox:
-    ready: deque[_Kept] = field(default_factory=deque)
-    # By receipt, in the order in which they come again: what was ready, and when it is again.
-    in_flight: dict[str, tuple[_Kept, float]] = field(default_factory=dict)
-    readers: deque[_Reader] = field(default_factory=deque)
-
-
-class _Reader(Later):
-    """One who waits for a message of an inbox, until a time of the loop."""
-
-    def __init__(self, box: _Inbox, deadline: float) -> None:
-        super().__init__(self.leave)
-        self.deadline = deadline
-        self.timer: asyncio.TimerHandle | None = None
-        self._box = box
-
-    def leave(self) -> None:
-        """Wait no more."""
-        if self.timer is not None:
-            self.timer.cancel()
-        with suppress(ValueError):  # it has its messages already
-            self._box.readers.remove(self)
+    counter: str | None
 
 
 class Inboxes:
-    """The messages of a session; it lives in the driver and knows no billing.
-
-    What takes no time is done without a task: a message is handed to its reader in the turn of the
-    loop after the one in which it was published.
+    """This process's use of the inboxes below a directory; on one loop.
 
     Parameters
     ----------
     remove : removes the object of a key, whose readers have all acknowledged their messages.
+    process : what names begin with that this process gives, and no other of the session.
     """
 
     def __init__(
         self,
+        directory: Path,
         limits: MessageLimits,
-        bodies: Bodies | None = None,
-        remove: Callable[[str], None] = lambda _: None,
+        remove: Callable[[str], None],
+        process: str = "",
     ) -> None:
+        self._directory = str(directory)
         self._limits = limits
-        self._bodies = bodies
         self._remove = remove
-        self._inboxes: dict[str, _Inbox] = {}
+        self._process = process
+        self._number = secrets.randbits(63)
         self._names = itertools.count()
-        self._receipts = itertools.count()
-        self._reached: dict[str, _Inbox] = {}  # that have something new in this turn of the loop
+        self._bodies = Files(directory)
+        self._open: dict[str, Inbox] = {}  # the first opened first, as below
+        self._pipes: dict[int, int] = {}  # to those who wait
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._own_pipe = -1
+        self._listening: asyncio.AbstractEventLoop | None = None
 
-    async def lease(self, count: int) -> list[str]:
-        names = [f"inbox-{next(self._names)}" for _ in range(count)]
-        self._inboxes.update((name, _Inbox()) for name in names)
+    def lease(self, count: int) -> list[str]:
+        names = [f"inbox-{self._process}{next(self._names)}" for _ in range(count)]
+        made: list[str] = []
+        try:
+            for name in names:
+                Inbox.create(self._path(name))
+                made.append(name)
+        except OSError as error:
+            self.release(made)
+            raise ServiceError(f"cannot make {count} inboxes: {error}") from error
         return names
 
-    async def release(self, inboxes: Sequence[str]) -> None:
-        for name in inboxes:
-            inbox = self._inboxes.pop(name, None)
-            for reader in list(inbox.readers) if inbox else ():
-                reader.leave()
-                reader.settle(None, _not_leased(name))
-            if inbox is not None:
-                for kept in (*inbox.ready, *(kept for kept, _ in inbox.in_flight.values())):
-                    self._drop(kept)
+    def release(self, names: Sequence[str]) -> None:
+        for name in names:
+            with suppress(ServiceError, Released):
+                watchers, notes = self._inbox(name).release()
+                self._wake(watchers)
+                self._end(notes)
+            self._forget(name)
 
-    async def publish(self, messages: Sequence[Posted]) -> list[str]:
-        return self.put(messages)
+    def put(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for name in message.inboxes:
+                self._check(name)
+        posted: dict[str, list[Posted]] = {}
+        for message in messages:
+            each = self._posted(message)
+            for name in message.inboxes:
+                posted.setdefault(name, []).append(each)
+        watchers: set[int] = set()
+        for name, some in posted.items():
+            try:
+                watchers.update(self._inbox(name).put(some))
+            except Released:
+                self._forget(name)
+                raise _not_leased(name) from None
+            except OSError as error:
+                raise ServiceError(
+                    f"no room for more messages of inbox {name!r}: {error}"
+                ) from error
+        self._wake(watchers)
 
-    async def receive(self, inbox: str, wait: float) -> list[Taken]:
-        taken = self.take(inbox, wait)
-        if not isinstance(taken, Later):
+    def take(self, name: str) -> list[tuple[str, int, Buffer]]:
+        """Receipts, billed sizes and bodies of messages that are there."""
+        limits = self._limits
+        inbox = self._inbox(name)
+        try:
+            taken = inbox.take(
+                limits.receive_messages, limits.receive, time.monotonic(), limits.visibility
+            )
+        except Released:
+            self._forget(name)
+            raise _not_leased(name) from None
+        found = []
+        for receipt, billed, body, note in taken:
+            whole = self._body(body, note)
+            if whole is not None:
+                found.append((receipt, billed, whole))
+        return found
+
+    async def receive(self, name: str, wait: float) -> list[tuple[str, int, Buffer]]:
+        taken = self.take(name)
+        if taken or wait <= 0:
             return taken
-        coming: asyncio.Future[list[Taken]] = asyncio.get_running_loop().create_future()
-
-        def tell(value: list[Taken], error: Exception | None) -> None:
-            if coming.done():  # given up in this turn of the loop
-                self._give_back(inbox, value if error is None else [])
-            elif error is None:
-                coming.set_result(value)
+        loop = asyncio.get_running_loop()
+        deadline = time.monotonic() + wait
+        waiting = self._waiting.setdefault(name, deque())
+        try:
+            while True:
+                self._listen(loop)
+                now = time.monotonic()
+                again = self._watch(name, now)
+                if again is not None:
+                    woken: asyncio.Future[None] = loop.create_future()
+                    waiting.append(woken)
+                    timer = loop.call_later(min(deadline, again) - now, _wake, woken)
+                    try:
+                        await woken
+                    finally:
+                        timer.cancel()
+                        with suppress(ValueError):
+                            waiting.remove(woken)
+                taken = self.take(name)
+                if taken or time.monotonic() >= deadline:
+                    return taken
+        finally:
+            # Whoever was told of what came may have left some, or given up.
+            if waiting:
+                _wake(waiting[0])
             else:
-                coming.set_exception(error)
+                self._waiting.pop(name, None)
 
-        taken.then(tell)
+    def drop(self, name: str, receipts: Sequence[str]) -> None:
+        with suppress(ServiceError):  # its gang has ended, and with it all that was there
+            self._end(self._inbox(name).drop(receipts))
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Of each inbox that somebody has: messages that are ready, and that are delivered."""
+        names = sorted(name for name in os.listdir(self._directory) if name.startswith("inbox-"))
+        return {name: self._inbox(name).counts() for name in names}
+
+    def ended(self, pid: int) -> None:
+        """A process is gone, who would have written its files again."""
+        self._bodies.ended(pid)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for name in list(self._open):
+            self._forget(name)
+        for pipe in self._pipes.values():
+            os.close(pipe)
+        self._pipes.clear()
+        if self._listening is not None:
+            if not self._listening.is_closed():
+                self._listening.remove_reader(self._own_pipe)
+            self._listening = None
+        if self._own_pipe >= 0:
+            os.close(self._own_pipe)
+            self._own_pipe = -1
+
+    # What is large
+
+    def _posted(self, message: Message) -> Posted:
+        """A message as it goes to each of its inboxes."""
+        body, inboxes = message.body, len(message.inboxes)
+        name = counter = None
+        if memoryview(body).nbytes * inboxes >= LARGE:
+            name = f"body-{self._process}{next(self._names)}"
+            try:
+                self._bodies.write(name, [body], if_absent=True, is_attached=True)
+                body = b""
+            except OSError:  # there is no room for a file: it goes the other way
+                name = None
+        if name is None and message.attached is None:
+            return Posted(message.billed, bytes(body))
+        if inboxes > 1:
+            counter = f"{self._directory}/counter-{self._process}{next(self._names)}"
+            _write(counter, bytes(inboxes))
+        return Posted(
+            message.billed,
+            bytes(body),
+            pickle.dumps(tuple(_Note(name, message.attached, counter))),
+        )
+
+    def _body(self, body: bytes, noted: bytes) -> Buffer | None:
+        """A body; None where all others have acknowledged it meanwhile."""
+        if not noted:
+            return body
+        note = _Note(*pickle.loads(noted))
+        if note.body is None:
+            return body
+        blob = self._bodies.read(note.body, None)
+        return None if blob is None else blob.data.toreadonly()
+
+    def _end(self, notes: Iterable[bytes]) -> None:
+        """One inbox less has these messages."""
+        for noted in notes:
+            note = _Note(*pickle.loads(noted))
+            if note.counter is not None and not _is_last(note.counter):
+                continue
+            if note.body is not None:
+                self._bodies.delete([note.body])
+            if note.attached is not None:
+                self._remove(note.attached)
+
+    # Waiting
+
+    def _watch(self, name: str, now: float) -> float | None:
         try:
-            return await coming
-        except asyncio.CancelledError:
-            taken.cancel()
-            if coming.done() and not coming.cancelled() and coming.exception() is None:
-                self._give_back(inbox, coming.result())
-            raise
-
-    async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:
-        self.drop(inbox, receipts)
-
-    # The same without a task, for a link
-
-    def put(self, messages: Sequence[Posted]) -> list[str]:
-        """`publish`; it returns the files that whose bodies these are may write again."""
-        for _, names, _ in messages:
-            for name in names:
-                self._inbox(name)
-        reached: dict[str, _Inbox] = {}
-        for body, names, attached in messages:
-            size = body.size if isinstance(body, Shared) else len(body)
-            kept = _Kept(body, attached, size + ENVELOPE + ADDRESS * len(names), len(names))
-            for name in names:
-                reached[name] = box = self._inbox(name)
-                box.ready.append(kept)
-        if not self._reached:
-            # With what others publish in this turn of the loop: a reader is woken once for all.
-            asyncio.get_running_loop().call_soon(self._serve_reached)
-        self._reached |= reached
-        return [] if self._bodies is None else self._bodies.came([body for body, *_ in messages])
-
-    def take(self, inbox: str, wait: float) -> list[Taken] | Later:
-        """`receive`, which may have to wait."""
-        box = self._inbox(inbox)
-        self._redeliver(box)
-        if box.ready or wait <= 0:
-            return self._take(box)
-        reader = _Reader(box, asyncio.get_running_loop().time() + wait)
-        box.readers.append(reader)
-        self._set_timer(box, reader)
-        return reader
-
-    def drop(self, inbox: str, receipts: Sequence[str]) -> None:
-        """`acknowledge`."""
-        box = self._inboxes.get(inbox)
-        for receipt in receipts if box else ():
-            assert box is not None
-            kept, _ = box.in_flight.pop(receipt, (None, 0.0))
-            if kept is not None:
-                self._drop(kept)
-
-    def _drop(self, kept: _Kept) -> None:
-        """One inbox less has it."""
-        kept.inboxes -= 1
-        if kept.inboxes:
-            return
-        if self._bodies is not None:
-            self._bodies.drop(kept.body)
-        if kept.attached is not None:
-            self._remove(kept.attached)
-
-    def _inbox(self, name: str) -> _Inbox:
-        try:
-            return self._inboxes[name]
-        except KeyError:
+            return self._inbox(name).watch(self._number, now)
+        except Released:
+            self._forget(name)
             raise _not_leased(name) from None
 
-    def _serve_reached(self) -> None:
-        reached, self._reached = self._reached, {}
-        for box in reached.values():
-            self._serve(box)
-
-    def _serve(self, box: _Inbox) -> None:
-        """Hand what is ready to those who wait for it."""
-        while box.ready and box.readers:
-            reader = box.readers[0]
-            reader.leave()
-            reader.settle(self._take(box))
-            # The others learn when this comes again.
-            for other in box.readers:
-                self._set_timer(box, other)
-
-    def _set_timer(self, box: _Inbox, reader: _Reader) -> None:
-        if reader.timer is not None:
-            reader.timer.cancel()
-        _, again = next(iter(box.in_flight.values()), (None, reader.deadline))
-        loop = asyncio.get_running_loop()
-        reader.timer = loop.call_at(min(reader.deadline, again), self._timed, box, reader)
-
-    def _timed(self, box: _Inbox, reader: _Reader) -> None:
-        self._redeliver(box)
-        self._serve(box)
-        if reader not in box.readers:
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have this process's pipe be heard on this loop."""
+        if self._listening is loop:
             return
-        if asyncio.get_running_loop().time() < reader.deadline:
-            self._set_timer(box, reader)
-        else:
-            reader.leave()
-            reader.settle([])
+        if self._own_pipe < 0:
+            path = self._pipe(self._number)
+            os.mkfifo(path, 0o600)
+            # For writing too, so that it never ends.
+            self._own_pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        elif self._listening is not None and not self._listening.is_closed():
+            self._listening.remove_reader(self._own_pipe)
+        loop.add_reader(self._own_pipe, self._heard)
+        self._listening = loop
 
-    def _take(self, box: _Inbox) -> list[Taken]:
-        taken: list[Taken] = []
-        size = 0
-        again = asyncio.get_running_loop().time() + self._limits.visibility
-        while box.ready and len(taken) < self._limits.receive_messages:
-            size += box.ready[0].billed
-            if taken and size > self._limits.receive:
-                break
-            kept = box.ready.popleft()
-            receipt = f"r{next(self._receipts)}"
-            box.in_flight[receipt] = (kept, again)
-            taken.append((receipt, kept.body, kept.billed))
-        return taken
+    def _heard(self) -> None:
+        """Somebody has sent: the first who waits of each inbox looks."""
+        with suppress(BlockingIOError):
+            os.read(self._own_pipe, 4096)
+        for waiting in self._waiting.values():
+            if waiting:
+                _wake(waiting[0])
 
-    def _give_back(self, name: str, taken: Sequence[Taken]) -> None:
-        """What was taken for a reader who had just given up is there for the next."""
-        box = self._inboxes.get(name)
-        if box is None:
-            return
-        for receipt, *_ in reversed(taken):
-            kept, _ = box.in_flight.pop(receipt)
-            box.ready.appendleft(kept)
-        self._serve(box)
+    def _wake(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            try:
+                pipe = self._pipes.get(number)
+                if pipe is None:
+                    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                    pipe = self._pipes[number] = os.open(self._pipe(number), flags)
+                    if len(self._pipes) > _OPEN:
+                        os.close(self._pipes.pop(next(iter(self._pipes))))
+                os.write(pipe, b"\0")
+            except BlockingIOError:
+                continue  # it is full of bytes that wake
+            except OSError:  # its process has ended
+                gone = self._pipes.pop(number, None)
+                if gone is not None:
+                    os.close(gone)
 
-    def _redeliver(self, box: _Inbox) -> None:
-        """Make overdue deliveries ready again."""
-        now = asyncio.get_running_loop().time()
-        while box.in_flight:
-            receipt, (kept, again) = next(iter(box.in_flight.items()))
-            if again > now:
-                return
-            del box.in_flight[receipt]
-            box.ready.append(kept)
+    # Inside
+
+    def _check(self, name: str) -> None:
+        try:
+            self._inbox(name).check()
+        except Released:
+            self._forget(name)
+            raise _not_leased(name) from None
+
+    def _inbox(self, name: str) -> Inbox:
+        inbox = self._open.get(name)
+        if inbox is not None:
+            return inbox
+        try:
+            inbox = self._open[name] = Inbox(self._path(name))
+        except FileNotFoundError:
+            raise _not_leased(name) from None
+        if len(self._open) > _OPEN:
+            self._forget(next(iter(self._open)))
+        return inbox
+
+    def _forget(self, name: str) -> None:
+        inbox = self._open.pop(name, None)
+        if inbox is not None:
+            inbox.close()
+
+    def _path(self, name: str) -> str:
+        return f"{self._directory}/{name}"
+
+    def _pipe(self, number: int) -> str:
+        return f"{self._directory}/pipe-{number:x}"
 
 
 class LocalMessages:
-    """`fsdray.services.Messages` over a `Post`; it checks the limits and counts requests."""
+    """`fsdray.services.Messages` over `Inboxes`; it checks the limits and counts requests."""
 
     def __init__(
-        self,
-        post: Post,
-        count: Count,
-        limits: MessageLimits = MessageLimits(),
-        bodies: Bodies | None = None,
+        self, inboxes: Inboxes, count: Count, limits: MessageLimits = MessageLimits()
     ) -> None:
-        self._post = post
+        self._inboxes = inboxes
         self._count = count
-        self._bodies = bodies
         self.limits = limits
 
     async def lease(self, count: int) -> list[str]:
-        return await self._post.lease(count)
+        return self._inboxes.lease(count)
 
     async def release(self, inboxes: Sequence[str], *, is_broken: bool = False) -> None:
-        await self._post.release(inboxes)
+        self._inboxes.release(inboxes)
 
     async def publish(self, messages: Sequence[Message]) -> None:
         self.limits.check_publish(messages)
         count_publish(self._count, messages, direct=is_direct(messages))
-        bodies = self._bodies
-        kept = [bytes(m.body) if bodies is None else bodies.put(m.body) for m in messages]
-        try:
-            posted = [(k, m.inboxes, m.attached) for k, m in zip(kept, messages, strict=True)]
-            returned = await self._post.publish(posted)
-        except ServiceError:  # refused, so nobody has them
-            if bodies is not None:
-                bodies.spare([each.name for each in kept if isinstance(each, Shared)])
-            raise
-        if returned and bodies is not None:
-            bodies.spare(returned)
+        self._inboxes.put(messages)
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
-        taken = await self._post.receive(inbox, wait)
-        found = [(receipt, self._read(body), billed) for receipt, body, billed in taken]
-        deliveries = [
-            Delivery(inbox, receipt, body, billed)
-            for receipt, body, billed in found
-            if body is not None
-        ]
+        taken = await self._inboxes.receive(inbox, wait)
+        deliveries = [Delivery(inbox, receipt, body, billed) for receipt, billed, body in taken]
         count_receive(self._count, deliveries)
         return deliveries
-
-    def _read(self, body: Body) -> Buffer | None:
-        if isinstance(body, Shared):
-            assert self._bodies is not None
-            return self._bodies.get(body)
-        return body
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         self.limits.check_acknowledge(deliveries)
         self._count("acknowledge", 1)
-        await self._post.acknowledge(deliveries[0].inbox, [d.receipt for d in deliveries])
+        self._inboxes.drop(deliveries[0].inbox, [d.receipt for d in deliveries])
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _is_last(counter: str) -> bool:
+    """Count one down in a file that has a byte for each; whether it was the last."""
+    try:
+        fd = os.open(counter, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        left = os.fstat(fd).st_size - 1
+        os.ftruncate(fd, max(0, left))
+    finally:
+        os.close(fd)
+    if left <= 0:
+        os.unlink(counter)
+    return left <= 0
 
 
 def _not_leased(name: str) -> ServiceError:

@@ -260,7 +260,7 @@ class LocalObjects:
                 etag = self._files.write(key, parts, if_absent, if_match, is_attached)
         except OSError as error:
             raise _translated(error, key, size) from error
-        if etag is not None or if_absent:
+        if not is_attached and (etag is not None or if_absent):
             # Who had put it before may have died before it could say so.
             self._watch.touched(key)
         return etag

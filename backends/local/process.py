@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 import socket
 import sys
 import time
@@ -18,11 +19,10 @@ from typing import Any, TextIO
 
 from fsdray import environment, loop, worker
 from fsdray.backends.local.backend import LocalBackend
-from fsdray.backends.local.bodies import Bodies
 from fsdray.backends.local.functions import LocalFunctions
 from fsdray.backends.local.link import Link
 from fsdray.backends.local.logs import mark
-from fsdray.backends.local.messages import LocalMessages, Posted, Taken
+from fsdray.backends.local.messages import Inboxes, LocalMessages
 from fsdray.backends.local.objects import Files, LocalObjects
 from fsdray.backends.local.pipeline import CallsLost, Intake
 from fsdray.backends.local.pool import Outcome
@@ -109,23 +109,21 @@ class _Marked(io.RawIOBase):
 
 def _backend(link: Link, intake: Intake, config: dict[str, Any]) -> LocalBackend:
     far = _Driver(link, intake)
-    functions = FunctionLimits(**config["functions"])
+    directory = Path(config["directory"])
+    files = Files(directory / "objects")
+    limits = MessageLimits(**config["messages"])
+    # A process number may be given to another one while its names are still in use.
+    mine = f"{os.getpid()}-{secrets.token_hex(3)}-"
+    inboxes = Inboxes(directory / "inboxes", limits, lambda key: files.delete([key]), mine)
     return LocalBackend(
-        functions=LocalFunctions(far, count, functions),
-        messages=LocalMessages(
-            far, count, MessageLimits(**config["messages"]), Bodies(Path(config["directory"]))
-        ),
-        objects=LocalObjects(
-            Files(Path(config["directory"]) / "objects"),
-            far,
-            count,
-            ObjectLimits(**config["objects"]),
-        ),
+        functions=LocalFunctions(far, count, FunctionLimits(**config["functions"])),
+        messages=LocalMessages(inboxes, count, limits),
+        objects=LocalObjects(files, far, count, ObjectLimits(**config["objects"])),
     )
 
 
 class _Driver:
-    """The driver's pool, inboxes and watchers, through the link."""
+    """The driver's pool and watchers, through the link."""
 
     def __init__(self, link: Link, intake: Intake) -> None:
         self._link = link
@@ -147,24 +145,6 @@ class _Driver:
 
     def prepare(self, names: Sequence[str]) -> None:
         self._link.tell("prepare", list(names))
-
-    async def lease(self, count: int) -> list[str]:
-        inboxes: list[str] = await self._link.request("lease", count)
-        return inboxes
-
-    async def release(self, inboxes: Sequence[str]) -> None:
-        await self._link.request("release", list(inboxes))
-
-    async def publish(self, messages: Sequence[Posted]) -> list[str]:
-        returned: list[str] = await self._link.request("publish", list(messages))
-        return returned
-
-    async def receive(self, inbox: str, wait: float) -> list[Taken]:
-        taken: list[Taken] = await self._link.request("receive", inbox, wait)
-        return taken
-
-    async def acknowledge(self, inbox: str, receipts: Sequence[str]) -> None:
-        await self._link.request("acknowledge", inbox, list(receipts))
 
     async def appeared(self, key: str) -> None:
         await self._link.request("appeared", key)

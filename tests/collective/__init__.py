@@ -53,15 +53,25 @@ def services(limits: MessageLimits = MessageLimits()) -> Iterator[Services]:
     """New ones, whose objects lie in a directory that is removed in the end."""
     with tempfile.TemporaryDirectory() as directory:
         meter = Meter()
-        files = Files(Path(directory))
-        inboxes = Inboxes(limits)
-        yield Services(
-            LocalMessages(inboxes, meter.add, limits),
-            LocalObjects(files, Watchers(files.exists), meter.add),
-            inboxes,
-            files,
-            meter,
-        )
+        for each in ("objects", "inboxes"):
+            (Path(directory) / each).mkdir()
+        files = Files(Path(directory) / "objects")
+        inboxes = Inboxes(Path(directory) / "inboxes", limits, lambda key: files.delete([key]))
+        try:
+            yield Services(
+                LocalMessages(inboxes, meter.add, limits),
+                LocalObjects(files, Watchers(files.exists), meter.add),
+                inboxes,
+                files,
+                meter,
+            )
+        finally:
+            loop.run(closed(inboxes))
+
+
+async def closed(inboxes: Inboxes) -> None:
+    """Close them on the loop that they may be heard on."""
+    inboxes.close()
 
 
 def run(

@@ -256,7 +256,7 @@ def test_faulty_messages_lose_nothing_and_keep_the_limits(seed: int) -> None:
     bodies = [b"%d" % i * 10 for i in range(25)]
 
     def in_flight() -> int:
-        return sum(len(box.in_flight) for box in here.inboxes._inboxes.values())
+        return sum(away for _, away in here.inboxes.counts().values())
 
     async def receive() -> Counter[bytes]:
         faulty = FaultyMessages(
@@ -337,7 +337,7 @@ def test_a_gang_in_process_raises_the_first_error_and_leaves_nothing(channel: st
         with pytest.raises(KeyError, match="first"):
             here.run(channel, 3, program)
         assert here.files.list("") == []
-        assert here.inboxes._inboxes == {}
+        assert here.inboxes.counts() == {}
 
 
 def test_two_gangs_on_the_same_services_do_not_mix() -> None:

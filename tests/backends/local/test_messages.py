@@ -1,9 +1,12 @@
-"""The local inboxes: exactly what is delivered, and exactly what is counted."""
+"""The local messages: exactly what is delivered, exactly what is counted, and what is left."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import os
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -11,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdray import loop
-from fsdray.backends.local.messages import Inboxes, LocalMessages
+from fsdray.backends.local import messages as local_messages
+from fsdray.backends.local.inbox import Inbox as Ring
+from fsdray.backends.local.messages import LARGE, Inboxes, LocalMessages
 from fsdray.costs.meter import Meter
 from fsdray.errors import ServiceError, SettingsError
 from fsdray.services import BILLING_UNIT, KIB, Message, MessageLimits, units
+from tests.collective import closed, noise
 
 T = TypeVar("T")
 
@@ -22,11 +28,13 @@ HEAD = 25 + 13  # bytes of a message to one inbox beside its body
 
 
 class Inbox:
-    """Messages with one leased inbox and a meter of their own, without any process."""
+    """Messages with one leased inbox and a meter of their own, as one process has them."""
 
     def __init__(self, limits: MessageLimits) -> None:
         self.meter = Meter()
-        self.messages = LocalMessages(Inboxes(limits), self.meter.add, limits)
+        self.directory = tempfile.TemporaryDirectory()
+        self.inboxes = Inboxes(Path(self.directory.name), limits, lambda _: None)
+        self.messages = LocalMessages(self.inboxes, self.meter.add, limits)
         [self.name] = loop.run(self.messages.lease(1))
 
     def publish(self, *bodies: bytes) -> None:
@@ -35,10 +43,27 @@ class Inbox:
     def receive(self, wait: float = 0) -> list[bytes]:
         return [bytes(d.body) for d in loop.run(self.messages.receive(self.name, wait=wait))]
 
+    def close(self) -> None:
+        loop.run(closed(self.inboxes))
+        self.directory.cleanup()
+
 
 @pytest.fixture
-def inbox() -> Inbox:
-    return Inbox(MessageLimits(visibility=0.1))
+def make() -> Iterator[Callable[[MessageLimits], Inbox]]:
+    made: list[Inbox] = []
+
+    def one(limits: MessageLimits) -> Inbox:
+        made.append(Inbox(limits))
+        return made[-1]
+
+    yield one
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def inbox(make: Callable[[MessageLimits], Inbox]) -> Inbox:
+    return make(MessageLimits(visibility=0.1))
 
 
 async def waiting(reader: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -63,15 +88,17 @@ def test_a_receive_brings_at_most_ten_messages(inbox: Inbox) -> None:
     assert [len(inbox.receive()) for _ in range(3)] == [10, 2, 0]
 
 
-def test_a_receive_brings_at_most_its_bytes() -> None:
-    inbox = Inbox(MessageLimits(receive=300 * KIB))
+def test_a_receive_brings_at_most_its_bytes(make: Callable[[MessageLimits], Inbox]) -> None:
+    inbox = make(MessageLimits(receive=300 * KIB))
     for _ in range(3):
         inbox.publish(bytes(150 * KIB - HEAD))
     assert [len(inbox.receive()) for _ in range(3)] == [2, 1, 0]
 
 
-def test_a_message_larger_than_a_receive_still_comes() -> None:
-    inbox = Inbox(MessageLimits(receive=10))
+def test_a_message_larger_than_a_receive_still_comes(
+    make: Callable[[MessageLimits], Inbox],
+) -> None:
+    inbox = make(MessageLimits(receive=10))
     inbox.publish(bytes(100))
     inbox.publish(b"small")
     assert [len(inbox.receive()) for _ in range(3)] == [1, 1, 0]
@@ -196,6 +223,7 @@ def test_what_is_published_at_once_is_received_at_once_for_the_same_units(sizes:
     inbox.publish(*(bytes(size) for size in sizes))
     assert len(inbox.receive()) == len(sizes)
     counts = inbox.meter.counts()
+    inbox.close()
     assert counts["receive"] == 1
     billed = sum(sizes) + HEAD * len(sizes)
     assert counts["receive_units"] == counts["send_units"] == units(billed)
@@ -227,11 +255,15 @@ def test_leases_are_free(inbox: Inbox) -> None:
     assert inbox.meter.counts() == {}
 
 
-def test_an_object_goes_when_all_have_acknowledged_the_message_that_it_is_attached_to() -> None:
+# What goes with a message
+
+
+def test_an_object_goes_when_all_have_acknowledged_the_message_that_it_is_attached_to(
+    tmp_path: Path,
+) -> None:
     removed: list[str] = []
-    messages = LocalMessages(
-        Inboxes(MessageLimits(), remove=removed.append), Meter().add, MessageLimits()
-    )
+    inboxes = Inboxes(tmp_path, MessageLimits(), removed.append)
+    messages = LocalMessages(inboxes, Meter().add, MessageLimits())
 
     async def use() -> None:
         first, second = await messages.lease(2)
@@ -244,7 +276,206 @@ def test_an_object_goes_when_all_have_acknowledged_the_message_that_it_is_attach
         await messages.acknowledge(got)
         assert removed == ["a"]
         await messages.publish([Message(b"nobody reads it", (first,), "b")])
+        await messages.publish([Message(b"nobody reads it", (first, second), "c")])
         await messages.release([first, second])
-        assert removed == ["a", "b"]
+        assert removed == ["a", "b", "c"]
+        inboxes.close()
 
-    loop.run(use())
+    asyncio.run(use())
+    assert list(tmp_path.iterdir()) == []
+
+
+def bodies_in(directory: Path) -> list[int]:
+    """The large bodies that somebody may still read, by their numbers of names."""
+    return [path.stat().st_nlink for path in directory.iterdir() if path.name.startswith("body")]
+
+
+def waiting_in(directory: Path) -> int:
+    """Files that wait to be written again."""
+    return sum(path.name.startswith(".") for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_a_large_body_is_one_file_until_all_have_acknowledged_it(
+    tmp_path: Path, readers: int
+) -> None:
+    body, other = bytes(noise(LARGE)), bytes(noise(LARGE, 1))
+    here = Inboxes(tmp_path, MessageLimits(), lambda _: None)
+    messages = LocalMessages(here, Meter().add, MessageLimits())
+
+    async def use() -> None:
+        names = tuple(await messages.lease(readers))
+        for turn in range(5):
+            await messages.publish([Message(body, names), Message(b"small", names)])
+            for reader in names:
+                assert bodies_in(tmp_path) == [2]
+                taken = await messages.receive(reader, wait=1)
+                assert [bytes(each.body) for each in taken] == [body, b"small"]
+                assert taken[0].billed == Message(body, names).billed
+                await messages.acknowledge(taken)
+                await messages.acknowledge(taken)  # again, which changes nothing
+            assert bodies_in(tmp_path) == []
+            # Its file waits to be written again, and who has the body keeps it.
+            assert waiting_in(tmp_path) == 1
+            await messages.publish([Message(other, names)])
+            assert bytes(taken[0].body) == body, turn
+            for reader in names:
+                await messages.acknowledge(await messages.receive(reader, wait=1))
+        await messages.publish([Message(body, names)])
+        await messages.receive(names[0], wait=1)
+        await messages.release(names)
+        assert bodies_in(tmp_path) == []
+        here.ended(os.getpid())
+        here.close()
+
+    asyncio.run(use())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_is_no_room_for_a_file_a_body_goes_through_the_ring(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*args: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(inbox.inboxes._bodies, "write", no_room)
+    body = bytes(noise(LARGE))
+    inbox.publish(body)
+    assert inbox.receive() == [body]
+
+
+def test_where_there_is_no_room_in_a_ring_nothing_is_sent(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    inbox.publish(*[bytes(20 * KIB)] * 3)
+    with monkeypatch.context() as patched:
+        patched.setattr("fsdray.backends.local.inbox.os.pwrite", no_room)
+        with pytest.raises(ServiceError, match=r"no room for more messages .*No space left"):
+            inbox.publish(bytes(20 * KIB))
+        with pytest.raises(ServiceError, match="cannot make 1 inboxes"):
+            loop.run(inbox.messages.lease(1))
+    assert len(inbox.receive()) == 3
+    inbox.publish(b"there is again")
+    assert inbox.receive() == [b"there is again"]
+
+
+# Between processes
+
+
+def test_a_reader_is_woken_by_what_another_process_sends(inbox: Inbox) -> None:
+    async def run() -> list[bytes]:
+        other = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+        reader = await waiting(inbox.messages.receive(inbox.name, wait=20))
+        other.put([Message(b"from there", (inbox.name,))])
+        async with asyncio.timeout(10):
+            got = await reader
+        later = await waiting(inbox.messages.receive(inbox.name, wait=20))
+        other.release([inbox.name])
+        other.close()
+        with pytest.raises(ServiceError, match="leased"):
+            await later
+        return [bytes(each.body) for each in got]
+
+    assert loop.run(run()) == [b"from there"]
+
+
+def test_readers_in_two_processes_share_an_inbox(inbox: Inbox) -> None:
+    async def run() -> list[bytes]:
+        other = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+        mine = await waiting(inbox.inboxes.receive(inbox.name, 20))
+        theirs = await waiting(other.receive(inbox.name, 20))
+        await inbox.messages.publish([Message(b"a", (inbox.name,))])
+        done, (left,) = await asyncio.wait(
+            [mine, theirs], timeout=10, return_when=asyncio.FIRST_COMPLETED
+        )
+        (first,) = done
+        inbox.inboxes.drop(inbox.name, [each[0] for each in first.result()])
+        await inbox.messages.publish([Message(b"b", (inbox.name,))])
+        async with asyncio.timeout(10):
+            second = await left
+        other.close()
+        return [bytes(each[2]) for each in [*first.result(), *second]]
+
+    assert loop.run(run()) == [b"a", b"b"]
+
+
+def test_what_a_reader_took_along_when_its_process_ended_comes_to_another(inbox: Inbox) -> None:
+    async def run() -> list[bytes]:
+        gone = Inboxes(Path(inbox.directory.name), MessageLimits(visibility=0.2), lambda _: None)
+        inbox.inboxes.put([Message(b"kept", (inbox.name,))])
+        assert len(gone.take(inbox.name)) == 1
+        gone.close()
+        return [bytes(each.body) for each in await inbox.messages.receive(inbox.name, wait=20)]
+
+    assert loop.run(run()) == [b"kept"]
+
+
+def test_a_reader_that_is_gone_keeps_nobody_from_sending(inbox: Inbox) -> None:
+    async def run() -> list[bytes]:
+        gone = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+        reader = await waiting(gone.receive(inbox.name, 20))
+        reader.cancel()
+        await asyncio.wait([reader])
+        gone.close()
+        await inbox.messages.publish([Message(b"a", (inbox.name,))])
+        return [bytes(each.body) for each in await inbox.messages.receive(inbox.name, wait=1)]
+
+    assert loop.run(run()) == [b"a"]
+
+
+def test_a_process_keeps_few_files_open_however_many_inboxes_it_reaches(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_messages, "_OPEN", 10)
+    directory = Path(inbox.directory.name)
+
+    async def run() -> int:
+        names = await inbox.messages.lease(100)
+        others = [Inboxes(directory, MessageLimits(), lambda _: None) for _ in names]
+        readers = [
+            await waiting(each.receive(name, 20)) for each, name in zip(others, names, strict=True)
+        ]
+        before = len(os.listdir("/proc/self/fd"))
+        await inbox.messages.publish([Message(b"to all", tuple(names))])
+        got = await asyncio.gather(*readers)
+        grown = len(os.listdir("/proc/self/fd")) - before
+        for each in others:
+            each.close()
+        assert [len(taken) for taken in got] == [1] * 100
+        return grown
+
+    assert loop.run(run()) <= 30
+
+
+def test_what_is_closed_leaves_no_file_open(inbox: Inbox) -> None:
+    async def run() -> None:
+        before = sorted(os.listdir("/proc/self/fd"))
+        other = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+        reader = await waiting(other.receive(inbox.name, 20))
+        inbox.inboxes.put([Message(b"a", (inbox.name,))])
+        await reader
+        other.close()
+        inbox.inboxes.close()
+        assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+    loop.run(run())
+
+
+def test_a_ring_is_open_while_somebody_waits_for_it(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though many others are used meanwhile."""
+    monkeypatch.setattr(local_messages, "_OPEN", 3)
+
+    async def run() -> list[bytes]:
+        reader = await waiting(inbox.messages.receive(inbox.name, wait=20))
+        for name in await inbox.messages.lease(20):
+            await inbox.messages.publish([Message(b"other", (name,))])
+        await inbox.messages.publish([Message(b"mine", (inbox.name,))])
+        return [bytes(each.body) for each in await reader]
+
+    assert loop.run(run()) == [b"mine"]
+    assert Ring(f"{inbox.directory.name}/{inbox.name}").counts() == (0, 1)
