@@ -124,8 +124,10 @@ class Files:
 
     def ended(self, pid: int) -> None:
         """A process is gone, who would have written its files again."""
-        for beside in self._root.glob(f".{pid}-*"):
-            _remove(beside)
+        with suppress(FileNotFoundError):  # so is the session's directory
+            for name in os.listdir(self._root):
+                if name.startswith(f".{pid}-"):
+                    _remove(self._root / name)
 
     def read(self, key: str, span: tuple[int, int] | None) -> Blob | None:
         try:

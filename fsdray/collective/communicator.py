@@ -18,7 +18,7 @@ from fsdray.collective.envelope import UNDEFINED, is_number, rank_in
 from fsdray.collective.frames import Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.member import WORLD, child_id, copied
-from fsdray.collective.ops import SUM, Op, fold
+from fsdray.collective.ops import SUM, Op, fold, is_quick
 from fsdray.collective.relay import Relays
 from fsdray.collective.requests import AsyncRequest
 from fsdray.errors import CollectiveError, RankFailed, SettingsError
@@ -88,7 +88,7 @@ class AsyncCommunicator(Relays):
         """At root all ranks' objects, reduced in rank order; None elsewhere."""
         root = self._rank(root, "root")
         op = _callable(op)
-        own = copied(sendobj) if self.rank == root else None
+        own = self._own(sendobj, op) if self.rank == root else None
         exchange = self._same_to_all(Operation.REDUCE, sendobj, root)
         return self._reduced(exchange, op, own) if self.rank == root else _then(exchange, _nothing)
 
@@ -118,7 +118,7 @@ class AsyncCommunicator(Relays):
         """
         op = _callable(op)
         values = self._one_a_rank("reduce_scatter", sendobj)
-        own = copied(values[self.rank])
+        own = self._own(values[self.rank], op)
         return self._reduced(self._own_from_all(Operation.REDUCE_SCATTER, values), op, own)
 
     def scan(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
@@ -332,7 +332,10 @@ class AsyncCommunicator(Relays):
     async def _reduced(
         self, exchange: Coroutine[Any, Any, dict[int, Any]], op: Op, own: Any
     ) -> Any:
-        return await self._finish(fold, op, self._in_order(await exchange, own))
+        values = self._in_order(await exchange, own)
+        if is_quick(op, values):
+            return fold(op, values, self.rank)
+        return await self._finish(fold, op, values, self.rank)
 
     def _scan(self, operation: Operation, sendobj: Any, op: Op) -> Awaitable[Any]:
         op = _callable(op)

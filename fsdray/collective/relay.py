@@ -33,7 +33,7 @@ from fsdray.collective.bundles import Box
 from fsdray.collective.explain import Explanation, explain
 from fsdray.collective.frames import Codec, Operation
 from fsdray.collective.member import copied, opened
-from fsdray.collective.ops import Op, fold, is_quick
+from fsdray.collective.ops import Op, fold, is_quick, makes_new
 from fsdray.collective.p2p import PointToPoint
 from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.collective.pieces import Piece
@@ -211,7 +211,7 @@ class Relays(PointToPoint):
     def _reduced_for_all(self, value: Any, op: Op) -> Coroutine[Any, Any, Any]:
         """All ranks' values, reduced in rank order: the same bits however it is done."""
         self._check_open()
-        own = copied(value)
+        own = self._own(value, op)
         is_flat = self.is_one_round(Operation.ALLREDUCE)
         mine: list[Piece] = []
         if self.size > 1 and pieces.can_cut(own, op) and cuts(self.setting(), own.nbytes):
@@ -309,8 +309,15 @@ class Relays(PointToPoint):
 
     # Inside
 
+    def _own(self, value: Any, op: Op) -> Any:
+        """What this rank itself gives to be reduced, as the others would receive it."""
+        has_time = self._posted is not None or self.size == 1
+        return value if makes_new(op, value) and not has_time else copied(value)
+
     async def _folded(self, op: Op, values: list[Any]) -> Any:
-        return fold(op, values) if is_quick(op, values) else await self.compute(fold, op, values)
+        if is_quick(op, values):
+            return fold(op, values, self.rank)
+        return await self.compute(fold, op, values, self.rank)
 
     def _outgoing(
         self, operation: Operation, number: int, pattern: Exchange, parcels: Sequence[Parcel] = ()

@@ -741,3 +741,32 @@ def test_who_waits_for_root_to_answer_sees_that_root_called_something_else(chann
     with services() as here, pytest.raises(MismatchedCollective) as caught:
         here.run(channel, 3, program, medium=Medium())  # where waiting is free: through root
     assert "called allgather where rank 0 called bcast" in str(caught.value)
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [3, 200_000])
+def test_a_reduction_leaves_what_was_given_and_gives_what_nobody_shares(
+    channel: str, size: int, count: int
+) -> None:
+    async def program(comm: AsyncCommunicator) -> None:
+        mine = np.arange(count) * 1.5 + comm.rank
+        before = mine.copy()
+        total = sum(np.arange(count) * 1.5 + rank for rank in range(size))
+        parts = [mine] * size
+        results = [
+            await comm.allreduce(mine),
+            await comm.reduce(mine, root=size - 1),
+            await comm.reduce_scatter(parts),
+            await comm.iallreduce(mine).wait(),
+        ]
+        for result in results:
+            if result is None:
+                assert comm.rank != size - 1
+                continue
+            assert np.array_equal(result, total)
+            assert not np.shares_memory(result, mine)
+            result[:] = 0
+        assert np.array_equal(mine, before)
+
+    run(channel, size, program)
