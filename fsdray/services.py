@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from fsdray.errors import SettingsError
 
@@ -208,8 +208,7 @@ class ObjectLimits:
             raise SettingsError(f"range={span}: start at 0 or later and do not end before it")
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """Bytes for one or more inboxes.
 
     `attached` is the key of an object that nobody reads but who receives this: a backend whose
@@ -247,8 +246,7 @@ def count_receive(count: Count, deliveries: Sequence[Delivery]) -> None:
     count("receive_units", units(sum(delivery.billed for delivery in deliveries)))
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One message as it arrived; `receipt` acknowledges this delivery of it.
 
     `billed` is the message's (`Message.billed`).

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from fsdray.collective.frames import (
@@ -163,7 +163,7 @@ async def read(objects: Objects, path: str, span: Span, blob: Blob | None = None
     except Corrupted as error:
         raise CollectiveError(f"object {path!r} is damaged: {error}") from error
     if len(frame.payload) < len(data) // 2:  # do not keep the index for its sake
-        frame = replace(frame, payload=bytearray(frame.payload))
+        frame = frame._replace(payload=bytearray(frame.payload))
     return frame
 
 

@@ -74,14 +74,14 @@ class Endpoint:
             begun.add_done_callback(lambda _: mark(posted))
         return begun
 
-    async def post(
+    def post(
         self, outgoing: Outgoing, posted: asyncio.Future[None] | None, *, may_linger: bool = False
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """Send; `posted` is done afterwards."""
-        try:
-            await self.channel.post(outgoing, may_linger=may_linger)
-        finally:
-            mark(posted)
+        sent = self.channel.post(outgoing, may_linger=may_linger)
+        if posted is not None:
+            sent.add_done_callback(lambda _: mark(posted))
+        return sent
 
     async def close(self) -> None:
         """Send what was begun, give up what only waits, and close the channel."""
@@ -99,12 +99,14 @@ class Endpoint:
         self,
         who: str,
         missing: Callable[[], Sequence[int]],
-        sending: Coroutine[Any, Any, None] | None,
+        sent: asyncio.Future[None] | None = None,
         receiving: Coroutine[Any, Any, None] | None = None,
         *,
         is_early: bool = False,
     ) -> None:
-        """Send and receive at once, before the deadline; the first error ends the other.
+        """Wait for what is being sent, and receive, before the deadline.
+
+        The first error ends the other.
 
         Parameters
         ----------
@@ -117,7 +119,6 @@ class Endpoint:
         if is_early and deadline < math.inf:
             left = deadline - asyncio.get_running_loop().time()
             deadline -= min(EARLIER, 0.05 * left)
-        sent: asyncio.Future[None] | None = None
         is_over = False
 
         def give_up(sending: asyncio.Future[None]) -> None:
@@ -127,14 +128,12 @@ class Endpoint:
 
         try:
             async with asyncio.timeout_at(deadline) as scope:
-                if sending is not None and receiving is not None:
-                    # Only where there are two things to do does one of them need a task.
-                    sent = asyncio.ensure_future(sending)
-                    sent.add_done_callback(give_up)
+                if receiving is not None:
+                    if sent is not None:
+                        sent.add_done_callback(give_up)
                     await receiving
+                if sent is not None:
                     await sent
-                elif (work := sending or receiving) is not None:
-                    await work
         except TimeoutError as error:
             if sent is not None and sent.done() and (failed := sent.exception()) is not None:
                 raise failed from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from fsdray import buffers
@@ -52,6 +51,10 @@ class Codec(enum.IntEnum):
     ZSTD = 1
 
 
+_OPERATIONS = {int(operation): operation for operation in Operation}
+_CODECS = {int(codec): codec for codec in Codec}
+
+
 class Key(NamedTuple):
     """Which message of a gang: the `number`-th of its kind that `source` sent.
 
@@ -65,8 +68,7 @@ class Key(NamedTuple):
     source: int
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """Part `part` of `parts` of one message from `source` to `destinations`, ranks of the gang.
 
     The `tag` of a collective's frame is its root. A pointer's payload says where in the source's
@@ -155,8 +157,8 @@ def unpack(data: Buffer) -> Frame:
     destinations = unpack_ranks(view, _HEADER.size, ranks)
     return Frame(
         epoch,
-        Operation(operation),
-        Codec(codec & ~_POINTER),
+        _OPERATIONS[operation],
+        _CODECS[codec & ~_POINTER],
         comm,
         number,
         source,

@@ -11,6 +11,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fsdray import buffers
 from fsdray.collective.frames import Codec, Frame, Key, Operation
@@ -19,8 +20,7 @@ from fsdray.collective.parcels import Outgoing
 from fsdray.services import Buffer
 
 
-@dataclass(frozen=True)
-class Letter:
+class Letter(NamedTuple):
     """A whole message; the `tag` of a collective's is its root."""
 
     source: int
@@ -30,8 +30,7 @@ class Letter:
     payload: Buffer
 
 
-@dataclass(frozen=True)
-class Called:
+class Called(NamedTuple):
     """What a rank called, as its messages say."""
 
     operation: Operation

@@ -49,6 +49,7 @@ class Member:
         self._active: set[int] = set()
         self._posted: asyncio.Future[None] | None = None  # of what is being begun
         self._is_free = False
+        self._choices: dict[Any, Any] = {}
         self._last: tuple[Operation, int] | None = None  # the last call, and its largest message
 
     @property
@@ -175,11 +176,15 @@ class Member:
         mailbox = self._end.mailbox
         keys = {source: Key(self._id, False, number, self._members[source]) for source in sources}
         mailbox.check()
+        if outgoing.parcels:
+            # A send that began just before has left by then, whatever has come meanwhile: what
+            # travels together must not depend on that.
+            await asyncio.sleep(0)
         await self._end.within(
             self._who(outgoing.operation.name.lower()),
             lambda: [source for source, key in keys.items() if not mailbox.has(key)],
             self._end.post(outgoing, posted) if outgoing.parcels else None,
-            self._collect(called, list(keys.values()), before),
+            self._collect(called, list(keys.values()), before) if keys else None,
             is_early=bool(sources) and self._is_awaited(outgoing.operation),
         )
         return {source: mailbox.take(key) for source, key in keys.items()}

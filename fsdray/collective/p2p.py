@@ -252,7 +252,7 @@ class PointToPoint(Member):
                 await channel.collect([mailbox.next_send(self._id, each) for each in others])
 
         missing = range(self.size) if source is None else (self._members.index(source),)
-        await self._end.within(self._who(what), lambda: missing, collect())
+        await self._end.within(self._who(what), lambda: missing, receiving=collect())
 
     async def _both(self, sending: Awaitable[None], receiving: Awaitable[Any]) -> Any:
         receive = asyncio.ensure_future(receiving)

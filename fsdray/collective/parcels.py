@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 from fsdray.collective.frames import Codec, Frame, Operation, split
 from fsdray.services import Buffer
@@ -17,14 +19,13 @@ class Parcel:
     codec: Codec
     payload: Sequence[Buffer]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of payload."""
         return sum(memoryview(part).nbytes for part in self.payload)
 
 
-@dataclass(frozen=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """All that a rank sends in one operation.
 
     `fellows` says how many ranks send to each receiver in this exchange.

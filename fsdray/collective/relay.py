@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fsdray import wire
 from fsdray.collective import bundles, codec, pieces
@@ -39,7 +39,11 @@ from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.collective.pieces import Piece
 from fsdray.errors import SettingsError
 
+T = TypeVar("T")
 _Posted = asyncio.Future[None] | None
+
+CHOICES = 1024
+"""Of what a communicator has chosen it remembers so much: formulas take longer than messages."""
 
 
 _THROUGH_ROOT = (
@@ -68,6 +72,15 @@ class Relays(PointToPoint):
         channel = self._end.channel
         return Setting(channel.name, self.size, channel.medium, channel.limits)
 
+    def _choice(self, policy: Callable[[Setting, T], Any], about: T) -> Any:
+        """What a policy says here; of each thing it is asked once."""
+        if len(self._choices) > CHOICES:
+            self._choices.clear()
+        key = policy, about
+        if key not in self._choices:
+            self._choices[key] = policy(self.setting(), about)
+        return self._choices[key]
+
     def explain(self, operation: str | None = None, nbytes: int | None = None) -> Explanation:
         """What is chosen for an operation, with its numbers and those of the other ways.
 
@@ -95,7 +108,7 @@ class Relays(PointToPoint):
 
     def is_one_round(self, operation: Operation) -> bool:
         """Whether an operation is one round here."""
-        return self.size == 1 or choose(operation, self.setting()) == ONE_ROUND
+        return self.size == 1 or bool(self._choice(choose, operation) == ONE_ROUND)
 
     def _is_awaited(self, operation: Operation) -> bool:
         return self.rank == 0 and operation in _THROUGH_ROOT and not self.is_one_round(operation)
@@ -112,7 +125,7 @@ class Relays(PointToPoint):
             return self._exchange(operation, pattern, given, number=number)
         self._check_open()
         parcel = self._parcel((0,), value)
-        if self.rank and passes_root(self.setting(), parcel.size):
+        if self.rank and self._choice(passes_root, parcel.size):
             parcel = replace(parcel, destinations=self._others())
         up = self._number() if number is None else number
         return self._combined(operation, parcel, up, self._number(), self._posted)
@@ -131,9 +144,8 @@ class Relays(PointToPoint):
                     Box(source, 0, letter.codec, [letter.payload])
                     for source, letter in sorted(letters.items())
                 ]
-                here = self.setting()
                 told = boxes[:1]
-                told += [b.as_note() if passes_root(here, b.size) else b for b in boxes[1:]]
+                told += [b.as_note() if self._choice(passes_root, b.size) else b for b in boxes[1:]]
                 both = [self._bundle(ranks, told) for ranks in give.destinations]
                 await self._swap(self._outgoing(operation, down, give, both), (), posted)
             else:
@@ -170,7 +182,6 @@ class Relays(PointToPoint):
         Large ones that would move twice go straight.
         """
         by = grid(self.size)
-        here = self.setting()
         straight: list[Parcel] = []
         try:
             for number, is_first in zip(numbers, (True, False), strict=True):
@@ -179,7 +190,7 @@ class Relays(PointToPoint):
                 kept: list[Box] = []
                 for box in held:
                     to = by.via(box.source, box.dest) if is_first else box.dest
-                    if is_first and to not in (self.rank, box.dest) and passes_grid(here, box.size):
+                    if is_first and to not in (self.rank, box.dest) and self._choice(passes_grid, box.size):
                         ranks = (self._members[box.dest],)
                         straight.append(Parcel(ranks, box.codec, box.payload))
                         box = box.as_note()
@@ -214,7 +225,7 @@ class Relays(PointToPoint):
         own = self._own(value, op)
         is_flat = self.is_one_round(Operation.ALLREDUCE)
         mine: list[Piece] = []
-        if self.size > 1 and pieces.can_cut(own, op) and cuts(self.setting(), own.nbytes):
+        if self.size > 1 and pieces.can_cut(own, op) and self._choice(cuts, own.nbytes):
             mine = pieces.cut(own, self.size)
             pattern = each_to_each(self.rank, self.size)
             given = [mine[rank] for (rank,) in pattern.destinations]

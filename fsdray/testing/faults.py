@@ -135,7 +135,7 @@ class FaultyMessages:
             self._out[each.inbox].pop(each.receipt, None)
             draw = self._draw("acknowledge", each.inbox, each.body)
             if draw.random() < self._forget:
-                again = replace(each, receipt=self._receipt())
+                again = each._replace(receipt=self._receipt())
                 self._held[each.inbox].append(_Held(again, draw.randint(0, _LONGEST), True))
         if theirs:
             await self._messages.acknowledge(theirs)
@@ -147,10 +147,10 @@ class FaultyMessages:
         parts = [_Held(delivery, later, False)]
         if draw.random() < self._duplicate:
             for _ in range(draw.randint(1, 2)):
-                again = replace(delivery, receipt=self._receipt())
+                again = delivery._replace(receipt=self._receipt())
                 parts.append(_Held(again, draw.randint(0, _LONGEST), True))
         if draw.random() < self._corrupt:
-            damaged = replace(delivery, receipt=self._receipt(), body=_damaged(delivery.body, draw))
+            damaged = delivery._replace(receipt=self._receipt(), body=_damaged(delivery.body, draw))
             parts.append(_Held(damaged, draw.randint(0, later), True))
         return parts
 

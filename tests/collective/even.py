@@ -99,7 +99,7 @@ def bill(operation: Operation, here: Setting, value: Any) -> Bill:
     """What the formula says of who is given this value."""
     bills = algorithms.ways(operation, here, packed(FIXED.get(operation, value)))
     return (
-        bills[algorithms.choose(operation, here)] if len(bills) > 1 else next(iter(bills.values()))
+        bills[algorithms.choose(here, operation)] if len(bills) > 1 else next(iter(bills.values()))
     )
 
 

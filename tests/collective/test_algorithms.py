@@ -165,13 +165,13 @@ def test_frames_of_an_object_do_not_overlap_and_their_payloads_are_aligned(
 
 def test_a_small_exchange_is_one_round_where_waiting_costs_and_through_root_where_not() -> None:
     for size in (4, 8):
-        assert algorithms.choose(Operation.ALLREDUCE, setting("queue", size, 1769)) == "one round"
+        assert algorithms.choose(setting("queue", size, 1769), Operation.ALLREDUCE) == "one round"
     for size in (9, 64):
-        assert algorithms.choose(Operation.ALLREDUCE, setting("queue", size)) == "through root"
+        assert algorithms.choose(setting("queue", size), Operation.ALLREDUCE) == "through root"
     fastest = setting("queue", 64, prefer="fastest")
-    assert algorithms.choose(Operation.BARRIER, fastest) == "one round"
-    assert algorithms.choose(Operation.ALLTOALL, setting("queue", 64)) == "grid"
-    assert algorithms.choose(Operation.ALLTOALL, setting("queue", 4)) == "one round"
+    assert algorithms.choose(fastest, Operation.BARRIER) == "one round"
+    assert algorithms.choose(setting("queue", 64), Operation.ALLTOALL) == "grid"
+    assert algorithms.choose(setting("queue", 4), Operation.ALLTOALL) == "one round"
 
 
 def crossover(readers: int, size: int, by: Medium, fellows: int = 1) -> int:
@@ -248,7 +248,7 @@ def test_large_values_move_once_and_come_to_whom_they_are_for(
     for decide in ("passes_grid", "passes_root"):
         monkeypatch.setattr(f"fsdray.collective.relay.{decide}", lambda here, size: size > 20_000)
     forced = {Operation.ALLTOALL: "grid", Operation.ALLGATHER: "combined by root"}
-    monkeypatch.setattr("fsdray.collective.relay.choose", lambda operation, here: forced[operation])
+    monkeypatch.setattr("fsdray.collective.relay.choose", lambda here, operation: forced[operation])
     run = simulate(program, size, channel=channel, memory=memory or None, trace=False)
     for rank, (swapped, gathered) in enumerate(run.values):
         assert swapped == bits([array(source, rank) for source in range(size)])

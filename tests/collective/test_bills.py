@@ -62,7 +62,7 @@ def is_bounded(operation: Operation, here: Setting, length: int) -> bool:
     if operation not in SQUARE or here.channel == "object":
         return False
     goes_by_grid = operation in (Operation.ALLTOALL, Operation.REDUCE_SCATTER) and (
-        algorithms.choose(operation, here) == "grid"
+        algorithms.choose(here, operation) == "grid"
     )
     return length > SMALL if goes_by_grid else here.channel == "queue" and length > 256 * KIB
 

@@ -34,6 +34,8 @@ FRAMES = st.builds(
     part=UINT32,
     parts=UINT32,
     payload=st.binary(max_size=300),
+    incarnation=st.integers(0, 255),
+    is_pointer=st.booleans(),
 )
 
 

@@ -7,6 +7,9 @@ collectives are made of these few exchanges, and none is a tree (FACTS, section 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+_KEPT = 64  # a rank has few, which it needs again and again
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Exchange:
     fellows: int = 1
 
 
+@lru_cache(_KEPT)
 def from_root(rank: int, size: int, root: int, *, is_multicast: bool) -> Exchange:
     """Root gives: the same to all at once (bcast), or to each its own (scatter)."""
     if rank != root:
@@ -33,6 +37,7 @@ def from_root(rank: int, size: int, root: int, *, is_multicast: bool) -> Exchang
     return Exchange(tuple((other,) for other in others), ())
 
 
+@lru_cache(_KEPT)
 def to_root(rank: int, size: int, root: int) -> Exchange:
     """Root is given one message by each (gather, reduce)."""
     if rank == root:
@@ -40,18 +45,21 @@ def to_root(rank: int, size: int, root: int) -> Exchange:
     return Exchange(((root,),), (), size - 1)
 
 
+@lru_cache(_KEPT)
 def all_to_all(rank: int, size: int) -> Exchange:
     """Everybody gives the same to all others (allgather, a small allreduce, a barrier)."""
     others = _others(size, rank)
     return Exchange((others,) if others else (), others, size - 1)
 
 
+@lru_cache(_KEPT)
 def each_to_each(rank: int, size: int) -> Exchange:
     """Everybody gives each other its own (alltoall, reduce_scatter)."""
     others = _others(size, rank)
     return Exchange(tuple((other,) for other in others), others, size - 1)
 
 
+@lru_cache(_KEPT)
 def to_higher(rank: int, size: int) -> Exchange:
     """Everybody gives the same to all ranks above (a small scan)."""
     above = tuple(range(rank + 1, size))

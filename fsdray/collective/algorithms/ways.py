@@ -69,7 +69,7 @@ def ways(operation: Operation, here: Setting, payload: int) -> dict[str, Bill]:
 
 
 @lru_cache(maxsize=1024)
-def choose(operation: Operation, here: Setting) -> str:
+def choose(here: Setting, operation: Operation) -> str:
     """The algorithm that all ranks take."""
     return best(ways(operation, here, NOMINAL), here.medium, here.size)
 
@@ -77,7 +77,7 @@ def choose(operation: Operation, here: Setting) -> str:
 @lru_cache(maxsize=1024)
 def cuts(here: Setting, payload: int) -> bool:
     """Whether an array of so many bytes is worth reducing in pieces, if all have such a one."""
-    way = choose(Operation.ALLREDUCE, here)
+    way = choose(here, Operation.ALLREDUCE)
     bill = ways(Operation.ALLREDUCE, here, payload)[way]
     both = {way: bill, PIECES: bills.in_pieces(here, payload, is_told=way == ROOT)}
     return here.size > 1 and best(both, here.medium, here.size) == PIECES
@@ -86,7 +86,7 @@ def cuts(here: Setting, payload: int) -> bool:
 def all_ways(operation: Operation, here: Setting, payload: int) -> tuple[Mapping[str, Bill], str]:
     """Every algorithm, those for large arrays too, and the one that ranks with such values take."""
     found = ways(operation, here, payload)
-    chosen = choose(operation, here)
+    chosen = choose(here, operation)
     if operation == Operation.ALLREDUCE and here.size > 1:
         found[PIECES] = bills.in_pieces(here, payload, is_told=chosen == ROOT)
         chosen = PIECES if cuts(here, payload) else chosen

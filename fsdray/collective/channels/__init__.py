@@ -9,6 +9,7 @@ the way that suits it. To add a channel, add a module here with a `Channel` and 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ __all__ = [
 class Channel(Protocol):
     """Moves the frames of one rank.
 
-    Guarantees: `post` returns when the services have accepted all; after `collect` returned, the
+    Guarantees: what `post` returns is done when the services have accepted all; after `collect` returned, the
     mailbox holds at least one of the keys' messages that it did not hold before.
     """
 
@@ -66,8 +67,11 @@ class Channel(Protocol):
         """Objects that this rank wrote and that must be removed when the gang has ended."""
         ...
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
-        """Send one operation's parcels; one that may linger may wait a moment for company."""
+    def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> asyncio.Future[None]:
+        """Send one operation's parcels; one that may linger may wait a moment for company.
+
+        What it is given is read when this is called or by the time that the future is done.
+        """
         ...
 
     def hurry(self) -> None:

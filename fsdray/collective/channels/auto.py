@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fsdray.collective.channels.queue import QueueChannel
 from fsdray.collective.channels.sendlog import SendLog
@@ -30,6 +31,9 @@ from fsdray.services import Delivery, Messages, Objects
 
 FETCHES = 64
 """Objects that a rank reads at a time: a client has no more connections."""
+
+FORMS = 256
+"""Choices that a rank remembers: a formula takes longer than a message."""
 
 
 class AutoChannel(QueueChannel):
@@ -56,25 +60,30 @@ class AutoChannel(QueueChannel):
         self._fetching: dict[Key, asyncio.Task[None]] = {}
         self._pointers: dict[Key, list[Delivery]] = {}  # of what is being fetched
         self._connections = asyncio.Semaphore(FETCHES)
+        self._forms: dict[Any, frozenset[int]] = {}
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
-        parcels = outgoing.parcels
+    def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> asyncio.Future[None]:
         large = self._stored(outgoing)
-        pointing: list[Parcel] = []
-        where = ""
-        if large:
-            written = [parcels[i] for i in sorted(large)]
-            data, placed = combine(self._epoch, self._rank, outgoing, written)
-            where = path_of(self._gang, self._rank, outgoing)
-            pointing = self._pointing(written, placed.spans)
-            # Noted first: a put that is given up may have been done.
-            self.written.append(where)
-            # A twin's object is the same object: who comes second finds it written.
-            is_attached = self._is_attached(pointing)
-            await self._objects.put(where, data, if_absent=True, is_attached=is_attached)
+        if not large:
+            return super().post(outgoing, may_linger=may_linger)
+        return asyncio.ensure_future(self._post_stored(outgoing, large, may_linger))
+
+    async def _post_stored(
+        self, outgoing: Outgoing, large: frozenset[int], may_linger: bool
+    ) -> None:
+        """Send some parcels as an object, and pointers to it with the others."""
+        parcels = outgoing.parcels
+        written = [parcels[i] for i in sorted(large)]
+        data, placed = combine(self._epoch, self._rank, outgoing, written)
+        where = path_of(self._gang, self._rank, outgoing)
+        pointing = self._pointing(written, placed.spans)
+        # Noted first: a put that is given up may have been done.
+        self.written.append(where)
+        # A twin's object is the same object: who comes second finds it written.
+        is_attached = self._is_attached(pointing)
+        await self._objects.put(where, data, if_absent=True, is_attached=is_attached)
         inline = [parcel for i, parcel in enumerate(parcels) if i not in large]
-        if inline or pointing:
-            await self._post(outgoing, inline, may_linger, pointing, where)
+        await self._post(outgoing, inline, may_linger, pointing, where)
 
     async def close(self) -> None:
         for task in self._fetching.values():
@@ -88,8 +97,13 @@ class AutoChannel(QueueChannel):
     def _stored(self, outgoing: Outgoing) -> frozenset[int]:
         """Which parcels go as an object."""
         specs = tuple((parcel.destinations, parcel.size) for parcel in outgoing.parcels)
-        ranks, limits = len(self._inboxes), self._messages.limits
-        return stored(specs, outgoing.fellows, ranks, self.medium, limits)
+        key = specs, outgoing.fellows
+        if key not in self._forms:
+            if len(self._forms) > FORMS:
+                self._forms.clear()
+            ranks, limits = len(self._inboxes), self._messages.limits
+            self._forms[key] = stored(specs, outgoing.fellows, ranks, self.medium, limits)
+        return self._forms[key]
 
     def _pointing(self, written: Sequence[Parcel], spans: Sequence[Span]) -> list[Parcel]:
         """The pointers to what was written."""

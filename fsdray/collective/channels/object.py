@@ -61,7 +61,10 @@ class ObjectChannel:
         self._collecting: dict[asyncio.Future[None], Sequence[Key]] = {}
         self.written: list[str] = []
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
+    def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self._post(outgoing))
+
+    async def _post(self, outgoing: Outgoing) -> None:
         if not outgoing.parcels:
             return
         where = path_of(self._gang, self._rank, outgoing)

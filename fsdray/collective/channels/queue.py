@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeVar
 
 from fsdray.collective.arrivals import READERS
@@ -84,8 +83,8 @@ class QueueChannel:
         if log is not None:
             self._look_later()
 
-    async def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> None:
-        await self._post(outgoing, outgoing.parcels, may_linger)
+    def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> asyncio.Future[None]:
+        return self._post(outgoing, outgoing.parcels, may_linger)
 
     @property
     def limits(self) -> MessageLimits:
@@ -147,14 +146,14 @@ class QueueChannel:
 
     # For channels that are built on this one
 
-    async def _post(
+    def _post(
         self,
         outgoing: Outgoing,
         parcels: Sequence[Parcel],
         may_linger: bool,
         pointers: Sequence[Parcel] = (),
         stored: str = "",
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """Send these parcels of what is sent as frames, and these as pointers to what is stored."""
         limits = self._messages.limits
         incarnation = self._moved.get(self._rank, 0) % 256
@@ -167,12 +166,10 @@ class QueueChannel:
                 for frame in frames(
                     self._epoch, self._rank, outgoing, addressed, room, incarnation
                 ):
-                    marked_frame = replace(frame, is_pointer=True) if is_pointer else frame
+                    marked_frame = frame._replace(is_pointer=True) if is_pointer else frame
                     self._send(pack(marked_frame), group, some, attached if is_pointer else None)
-        if self._log is not None:
-            await self._log.relieve()
         # Others travel with it: who gives up waiting does not stop it.
-        arrived = asyncio.get_running_loop().create_future()
+        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._aboard.append(arrived)
         if self._departure is None:
             self._departure = asyncio.create_task(self._depart())
@@ -181,6 +178,12 @@ class QueueChannel:
         waiting = sum(map(len, self._ready.values()))
         if not may_linger or waiting >= limits.batch_messages:
             self.hurry()
+        if self._log is not None and self._log.is_full:
+            return asyncio.ensure_future(self._relieved(self._log, arrived))
+        return arrived
+
+    async def _relieved(self, log: SendLog, arrived: asyncio.Future[None]) -> None:
+        await log.relieve()
         await arrived
 
     def _is_attached(self, pointers: Sequence[Parcel]) -> bool:
@@ -378,7 +381,7 @@ async def announce(
     for group, some in groups(ranks, limits.fanout):
         pieces = split([frame.payload], limits.room(len(some)) - overhead(len(frame.destinations)))
         for part, piece in enumerate(pieces):
-            body = pack(replace(frame, part=part, parts=len(pieces), payload=piece))
+            body = pack(frame._replace(part=part, parts=len(pieces), payload=piece))
             for _, message in addressed(body, group, some, inboxes, moved):
                 await messages.publish([message])
 

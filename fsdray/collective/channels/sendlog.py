@@ -63,9 +63,14 @@ class SendLog:
         self._sent.append(Sent(destinations, body))
         self._size += len(body)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it is too much for memory."""
+        return self._size > self._spill
+
     async def relieve(self) -> None:
         """Move what is too much for memory to objects."""
-        if self._size > self._spill:
+        if self.is_full:
             async with self._lock:
                 await self._store()
 
