@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import zstandard
 
 from fsdray.collective.frames import Codec, Corrupted
-from fsdray.services import Buffer
+from fsdray.services import BILLING_UNIT, Buffer
 
 LEVEL = 1  # STACK figures: level 1 packs activations as small as others do, several times faster
-_SMALL = 512  # bytes: below this nothing is billed less for being smaller
+_TOGETHER = 16  # messages, or more where there are more ranks, that share a request at most
 _SAMPLE = 16 * 1024
 _WORTH = 0.85  # a sample that keeps more than this is sent as it is
 
@@ -27,10 +27,16 @@ class _Zstd(threading.local):
 _zstd = _Zstd()
 
 
-def encode(payload: Sequence[Buffer]) -> tuple[Codec, Sequence[Buffer]]:
-    """Compress a payload where a sample of it says that this is worth it."""
+def encode(payload: Sequence[Buffer], ranks: int = 1) -> tuple[Codec, Sequence[Buffer]]:
+    """Compress a payload where a sample of it says that this is worth it.
+
+    Parameters
+    ----------
+    ranks : whose messages may come to one request: if so many of this size are not billed as more
+        than one unit, to make this one smaller saves nothing.
+    """
     size = sum(memoryview(part).nbytes for part in payload)
-    if size < _SMALL:
+    if size * max(ranks, _TOGETHER) < BILLING_UNIT:
         return Codec.RAW, payload
     compressor = _zstd.compressor
     if size > 4 * _SAMPLE:

@@ -94,7 +94,7 @@ class Member:
         return self._do_exchange(outgoing, pattern.sources, self._posted)
 
     def _parcel(self, ranks: Sequence[int], value: Any) -> Parcel:
-        packing, payload = codec.encode(wire.encode(value))
+        packing, payload = codec.encode(wire.encode(value), self.size)
         if self._posted is not None:
             # Its owner may change it before it is sent.
             payload = [b"".join(payload)]

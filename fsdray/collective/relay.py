@@ -190,7 +190,11 @@ class Relays(PointToPoint):
                 kept: list[Box] = []
                 for box in held:
                     to = by.via(box.source, box.dest) if is_first else box.dest
-                    if is_first and to not in (self.rank, box.dest) and self._choice(passes_grid, box.size):
+                    if (
+                        is_first
+                        and to not in (self.rank, box.dest)
+                        and self._choice(passes_grid, box.size)
+                    ):
                         ranks = (self._members[box.dest],)
                         straight.append(Parcel(ranks, box.codec, box.payload))
                         box = box.as_note()

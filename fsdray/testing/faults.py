@@ -13,7 +13,7 @@ import random
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fsdray.errors import SettingsError
 from fsdray.services import (

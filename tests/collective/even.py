@@ -81,9 +81,9 @@ def setting(channel: str, size: int, memory: int = 0, **changes: Any) -> Setting
     return Setting(channel, size, medium(memory, **changes), MessageLimits())
 
 
-def packed(value: Any) -> int:
-    """Bytes of a value's payload."""
-    return wire.size(codec.encode(wire.encode(value))[1])
+def packed(value: Any, ranks: int) -> int:
+    """Bytes of a value's payload, where so many ranks exchange theirs."""
+    return wire.size(codec.encode(wire.encode(value), ranks)[1])
 
 
 def run_each(call: Program, value: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -97,7 +97,7 @@ def run_each(call: Program, value: Any) -> Callable[..., Coroutine[Any, Any, Any
 
 def bill(operation: Operation, here: Setting, value: Any) -> Bill:
     """What the formula says of who is given this value."""
-    bills = algorithms.ways(operation, here, packed(FIXED.get(operation, value)))
+    bills = algorithms.ways(operation, here, packed(FIXED.get(operation, value), here.size))
     return (
         bills[algorithms.choose(here, operation)] if len(bills) > 1 else next(iter(bills.values()))
     )

@@ -101,6 +101,6 @@ def hollow(patch: pytest.MonkeyPatch) -> Iterator[Hollow]:
     here = Hollow()
     patch.setattr("fsdray.buffers.joined", here.joined)
     patch.setattr("fsdray.buffers.own", here.joined)
-    patch.setattr("fsdray.collective.codec.encode", lambda payload: (Codec.RAW, payload))
+    patch.setattr("fsdray.collective.codec.encode", lambda payload, ranks=1: (Codec.RAW, payload))
     patch.setattr("fsdray.collective.frames.checksum", lambda parts: 0)
     yield here

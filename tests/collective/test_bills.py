@@ -160,7 +160,7 @@ def test_large_arrays_in_pieces_bill_what_the_formula_says(
         )
         zeros.forget()
         here = setting(channel, size, memory)
-        bills, _ = algorithms.all_ways(Operation.ALLREDUCE, here, packed(value))
+        bills, _ = algorithms.all_ways(Operation.ALLREDUCE, here, packed(value, here.size))
         meant = bills[PIECES]
         for name in (*SENT, "get", "acknowledge"):
             assert run.counts.get(name, 0) == meant.count(name), (size, length, name)

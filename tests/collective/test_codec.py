@@ -22,7 +22,7 @@ def test_what_is_packed_is_unpacked_to_the_same_bytes(parts: list[bytes], repeat
     assert bytes(codec.decode(kind, whole)) == b"".join(payload)
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 65_536, 65_537, 300_000])
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 65_536, 65_537, 300_000])
 def test_zeros_and_noise_of_any_size_come_back(size: int) -> None:
     for data in (bytes(size), noise(size).tobytes()):
         kind, packed = codec.encode([data[: size // 3], data[size // 3 :]])
@@ -38,10 +38,18 @@ def test_what_compresses_well_is_sent_smaller() -> None:
 
 
 def test_noise_and_small_payloads_are_sent_as_they_are_without_a_copy() -> None:
-    for payload in ([b"a" * 100], [b"head", noise(1_000_000).data], [noise(2000).data]):
+    for payload in ([b"a" * 4000], [b"head", noise(1_000_000).data], [noise(9000).data]):
         kind, packed = codec.encode(payload)
         assert kind == Codec.RAW
         assert packed is payload
+
+
+@pytest.mark.parametrize(("ranks", "least"), [(1, 4096), (16, 4096), (64, 1024), (1000, 66)])
+def test_what_all_send_is_packed_from_where_it_is_billed_as_more_than_one(
+    ranks: int, least: int
+) -> None:
+    assert codec.encode([bytes(least - 1)], ranks)[0] == Codec.RAW
+    assert codec.encode([bytes(least)], ranks)[0] == Codec.ZSTD
 
 
 def test_what_was_unpacked_can_be_written() -> None:

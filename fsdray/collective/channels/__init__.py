@@ -43,8 +43,8 @@ __all__ = [
 class Channel(Protocol):
     """Moves the frames of one rank.
 
-    Guarantees: what `post` returns is done when the services have accepted all; after `collect` returned, the
-    mailbox holds at least one of the keys' messages that it did not hold before.
+    Guarantees: what `post` returns is done when the services have accepted all; after `collect`
+    returned, the mailbox holds at least one of the keys' messages that it did not hold before.
     """
 
     @property
