@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from fsdray.errors import FsdrayError
+from fsdray.turn import Turn
 
 T = TypeVar("T")
 
@@ -25,32 +26,26 @@ _lock = threading.Lock()
 _posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _MOMENT = 0.05  # seconds of a wait that change nothing for others
 _meanwhile: Callable[[], AbstractContextManager[None]] | None = None
-_new: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+_is_lent = False
+_turn: Turn | None = None
 _is_called = False  # whether the loop knows that there is something in `_posted`
 
 
-def use_fast() -> None:
-    """Have the loop be uvloop's, where that is installed: its turns take less processor time.
-
-    It is for processes that end by `os._exit`: where Python ends itself, a thread that runs
-    uvloop's loop may crash it.
-    """
-    global _new
-    try:
-        import uvloop
-    except ImportError:
-        return
-    _new = uvloop.new_event_loop
+def lend() -> None:
+    """Have whoever waits run the loop (`fsdray.turn`): for a process that no Ctrl-C reaches."""
+    global _is_lent
+    _is_lent = True
 
 
 def get() -> asyncio.AbstractEventLoop:
     """The loop, started when first asked for."""
-    global _loop
+    global _loop, _turn
     with _lock:
         if _loop is None:
-            loop = _new()
+            loop = asyncio.new_event_loop()
             loop.set_default_executor(_Threads())
-            threading.Thread(target=loop.run_forever, name="fsdray-loop", daemon=True).start()
+            _turn = Turn(loop, _is_lent)
+            threading.Thread(target=_turn.keep, name="fsdray-loop", daemon=True).start()
             _loop = loop
         return _loop
 
@@ -90,6 +85,7 @@ def post(callback: Callable[..., object], *args: Any) -> None:
         _is_called = True
         try:
             get().call_soon_threadsafe(_run_posted)
+            go_on()
         except BaseException:  # a Ctrl-C: whoever posts next calls again, as who was waiting does
             _is_called = False
             raise
@@ -132,13 +128,14 @@ class Job:
 
     def start(self) -> None:
         """Start it, once."""
-        post(self._begin)
+        post(self.begin)
 
     def cancel(self) -> None:
         """Cancel it, from any thread; one that has ended stays as it is."""
         post(self._cancel)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start it at once: on the loop, or where nobody else runs it."""
         if self._coroutine is None:
             return  # it was cancelled before
         self._task = get().create_task(self._coroutine, context=self._context)
@@ -195,7 +192,15 @@ class Turnstile:
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     """Start a coroutine on the loop, with the context variables of the caller."""
-    return asyncio.run_coroutine_threadsafe(coroutine, get())
+    future = asyncio.run_coroutine_threadsafe(coroutine, get())
+    go_on()
+    return future
+
+
+def go_on() -> None:
+    """Have what is under way go on though nobody waits for it, or who does waits elsewhere."""
+    if _turn is not None:
+        _turn.call()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -211,33 +216,47 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     except FsdrayError:
         coroutine.close()
         raise
-    work = _Work(coroutine)
-    try:
-        meanwhile = _meanwhile
-        if meanwhile is None or work.wait(_MOMENT):
-            return work.result()
-        with meanwhile():
-            return work.result()
-    except BaseException:
-        work.cancel()
-        raise
+    get()
+    assert _turn is not None
+    with _turn.taken() as is_mine:
+        work = _Work(coroutine, _turn if is_mine else None)
+        try:
+            meanwhile = _meanwhile
+            if meanwhile is None or work.wait(_MOMENT):
+                return work.result()
+            with meanwhile():
+                return work.result()
+        except BaseException:
+            work.cancel()
+            raise
 
 
 class _Work(Generic[T]):
-    """A coroutine on the loop that one thread waits for: a lock, and no future on either side."""
+    """A coroutine on the loop that one thread waits for: a lock, and no future on either side.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+    Parameters
+    ----------
+    turn : where who waits runs the loop.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], turn: Turn | None) -> None:
         self._coroutine = coroutine
+        self._turn = turn
         self._over = threading.Lock()
         self._over.acquire()
         self._value: T
         self._error: BaseException | None = None
         self._job = Job(self._do(), self._ended)
-        self._job.start()
+        if turn is None:
+            self._job.start()
+        else:
+            self._job.begin()
 
-    def wait(self, timeout: float = -1) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
         """Whether it is over, after so many seconds at most."""
-        if self._over.acquire(timeout=timeout):
+        if self._turn is not None:
+            return self._turn.run(lambda: not self._over.locked(), timeout)
+        if self._over.acquire(timeout=-1 if timeout is None else timeout):
             self._over.release()
             return True
         return False
@@ -266,6 +285,8 @@ class _Work(Generic[T]):
             self._error = error
         finally:
             self._over.release()  # at once: no other turn of the loop is needed
+            if self._turn is not None:
+                get().stop()
 
     def _ended(self, job: Job, error: BaseException | None) -> None:
         self._coroutine.close()  # it may never have begun
@@ -313,8 +334,8 @@ def refuse() -> None:
 
 
 def _after_fork() -> None:
-    global _loop, _lock, _is_called
-    _loop, _lock, _is_called = None, threading.Lock(), False
+    global _loop, _turn, _lock, _is_called
+    _loop, _turn, _lock, _is_called = None, None, threading.Lock(), False
     _posted.clear()
 
 

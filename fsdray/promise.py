@@ -120,6 +120,7 @@ def wait(
     try:
         for promise in promises:
             promise.when_done(done)
+        loop.go_on()
         return over.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
     finally:
         for promise in promises:

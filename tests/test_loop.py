@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -166,15 +164,3 @@ def test_a_turnstile_lets_each_begin_in_turn_and_no_more_than_it_has_places(
     turnstile.start(last)
     ends.wait(1)
     assert turnstile._free == places, "no place is lost"
-
-
-@pytest.mark.parametrize(("first", "kind"), [("pass", "asyncio"), ("loop.use_fast()", "uvloop")])
-def test_the_loop_is_asyncios_but_where_the_fast_one_is_asked_for(first: str, kind: str) -> None:
-    program = (
-        f"import os; from fsdray import loop; {first}; "
-        "print(type(loop.get()).__module__, flush=True); os._exit(0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.split(".")[0].strip() == kind

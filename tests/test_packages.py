@@ -607,9 +607,7 @@ def test_workers_have_loaded_no_other_distribution() -> None:
         paths = fsd.get(loaded.remote())
     finally:
         fsd.shutdown()
-    # uvloop is the process's, which runs the loop; functions on AWS do not have it, so a call that
-    # asks for it brings it.
-    known = (*packages.LOADED, "uvloop", "fsdray", "_distutils_hack", "__editable")
+    known = (*packages.LOADED, "fsdray", "_distutils_hack", "__editable")
     assert not {
         path
         for path in paths

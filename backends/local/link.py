@@ -97,7 +97,7 @@ class Link(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._transport = cast("asyncio.Transport", transport)
         # A driver may hand out many payloads at once; what is queued here is already in memory.
         self._transport.set_write_buffer_limits(high=1 << 30)
 

@@ -166,7 +166,7 @@ class Calls(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._transport = cast("asyncio.Transport", transport)
         # What is queued here is in memory already.
         self._transport.set_write_buffer_limits(high=1 << 30)
 

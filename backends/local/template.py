@@ -43,7 +43,7 @@ def serve(control_fd: int, config: str) -> None:
 
     only_installed()
     _keep_memory()
-    _prepare(["fsdray.backends.local.process", "fsdray.loop:use_fast"])
+    _prepare(["fsdray.backends.local.process", "fsdray.loop:lend"])
     later = ["numpy"]  # once nobody waits: the first call should not wait for it
     workers: set[int] = set()
     with selectors.DefaultSelector() as selector:

@@ -273,4 +273,6 @@ class Communicator:
         async def on_loop() -> AsyncRequest:
             return operation()
 
-        return Request(loop.run(on_loop()))
+        begun = Request(loop.run(on_loop()))
+        loop.go_on()
+        return begun

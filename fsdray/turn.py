@@ -1,0 +1,105 @@
+"""Who runs the loop: a thread of its own, or, where it is lent, whoever waits for what it does.
+
+To have another thread do something and to wait for it are two changes of threads, each of which
+takes some 30 µs and what the processor's caches held. So in a worker who waits runs the loop, and
+the thread of its own does while nobody waits. In the caller's process a Ctrl-C is raised in
+whatever its main thread is doing, so there the loop is not lent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LULL = 0.02
+"""Seconds after which the thread of its own goes on, where nobody has come to wait again or called
+it. To look each millisecond whether somebody has took a tenth of small collectives' time."""
+
+
+class Turn:
+    """One loop, and whose turn it is to run it.
+
+    Parameters
+    ----------
+    is_lent : whether who waits may run it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_lent: bool) -> None:
+        self.is_lent = is_lent
+        self._loop = loop
+        self._running = threading.Lock()  # whose holder runs it
+        self._about = threading.Lock()  # what follows
+        self._is_taken = False  # by one who waits
+        self._others = 0  # who wait meanwhile
+        self._left = 0.0  # when the last one who waited left it
+        self._called = threading.Event()
+
+    def keep(self) -> None:
+        """Run it for ever, but while one who waits does: what its own thread does."""
+        while True:
+            with self._running:
+                self._loop.run_forever()
+            while not self._is_mine():
+                pass
+
+    @contextmanager
+    def taken(self) -> Iterator[bool]:
+        """Within this the caller runs it by `run`; or does not, where it is not for the caller."""
+        if not self.is_lent or asyncio._get_running_loop() is not None:
+            yield False
+            return
+        with self._about:
+            mine = not self._is_taken
+            self._is_taken = True
+            self._others += not mine
+        if not mine:
+            try:
+                yield False
+            finally:
+                with self._about:
+                    self._others -= 1
+            return
+        is_running = False
+        try:
+            if not self._running.acquire(blocking=False):
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._running.acquire()
+            is_running = True
+            yield True
+        finally:
+            with self._about:
+                self._is_taken = False
+                self._left = time.monotonic()
+                is_called = self._others > 0
+            if is_running:
+                self._running.release()
+            if is_called:
+                self._called.set()
+
+    def run(self, is_over: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Run it until that is over; whether it is, after so many seconds at most.
+
+        What makes it over stops the loop.
+        """
+        timer = None if seconds is None else self._loop.call_later(seconds, self._loop.stop)
+        end = None if seconds is None else time.monotonic() + seconds
+        while not is_over() and (end is None or time.monotonic() < end):
+            self._loop.run_forever()
+        if timer is not None:
+            timer.cancel()
+        return is_over()
+
+    def call(self) -> None:
+        """Have its own thread run it, where nobody does."""
+        if self.is_lent and not self._running.locked():
+            self._called.set()
+
+    def _is_mine(self) -> bool:
+        """Wait for a lull, or to be called; whether nobody who waits runs it."""
+        is_called = self._called.wait(LULL)
+        self._called.clear()
+        with self._about:
+            return not self._is_taken and (is_called or time.monotonic() - self._left >= LULL)
