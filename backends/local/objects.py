@@ -3,9 +3,8 @@
 A put writes beside and renames, so a reader never sees half an object; a reader maps the file and
 copies nothing. Waiting for a key is answered by the driver (`Watch`), not by looking again.
 
-New pages cost several times what copying into old ones does (here 0.5 ms for 1 MB, and 0.14). So
-the file of an object that is attached to a message is written again when its key is gone: its
-writer keeps a second name of it, and readers copy such a file, which its mode tells.
+The file of an object that is attached to a message is written again when its key is gone
+(`rewritten`); its mode says that it is such a one.
 """
 
 from __future__ import annotations
@@ -18,23 +17,20 @@ import mmap
 import os
 import secrets
 import stat
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote
 
+from fsdray.backends.local.rewritten import MODE, Rewritten, etag_of, write
 from fsdray.errors import ServiceError
 from fsdray.services import MIB, Blob, Buffer, Count, ObjectLimits, Pace, gets, puts
 
 _SMALL = 64 * 1024  # below this a read is cheaper than a mapping
 _PIECE = 200  # characters of one path component; file systems end at 255
 _BLOCKING = 4 * MIB  # above this a write goes to a thread: the loop must stay awake
-_AGAIN = 16 * MIB  # bytes of a process's files that wait to be written again: of 15 objects of 1 MB
-_ROOM = 256 * MIB  # bytes that must be free, or none waits
-_ONCE, _REWRITTEN = 0o600, 0o700  # modes of files: what may be written again is never mapped
-_VECTOR = 1024  # buffers of one write, as POSIX has it
+_ONCE = 0o600  # the mode of what is written once, which may be mapped for ever
 
 
 class Watch(Protocol):
@@ -88,7 +84,7 @@ class Files:
         self._unique = itertools.count()
         # Of this process alone: a number of a process that ended may be given to a new one.
         self._token = secrets.token_hex(4)
-        self._again = _Again()
+        self._rewritten = Rewritten(self._beside)
 
     def exists(self, key: str) -> bool:
         return os.path.exists(self._path(key))
@@ -102,25 +98,32 @@ class Files:
         is_attached: bool = False,
     ) -> str | None:
         path = self._path(key)
-        beside = (is_attached and self._again.taken()) or self._beside()
-        is_kept = False
+        if os.path.dirname(path) != str(self._root):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        if is_attached and if_absent:
+            return self._attach(path, data)
+        beside = self._beside()
         try:
-            mode = _REWRITTEN if is_attached else _ONCE
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode)
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _ONCE)
             try:
-                os.ftruncate(fd, _write(fd, data))
+                write(fd, data)
                 status = os.fstat(fd)
             finally:
                 os.close(fd)
-            if os.path.dirname(path) != str(self._root):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-            if not self._place(beside, path, if_absent, if_match):
-                return None
-            is_kept = is_attached and if_absent and self._again.keep(beside, status.st_size)
-            return _etag(status)
+            return _etag(beside, status) if self._place(beside, path, if_absent, if_match) else None
         finally:
-            if not is_kept:
-                _remove(beside)
+            _remove(beside)
+
+    def _attach(self, path: str, data: Sequence[Buffer]) -> str | None:
+        """Write what its readers will soon have read, if there is nothing of this key."""
+        file, etag = self._rewritten.written(data)
+        try:
+            os.link(file.path, path)
+        except FileExistsError:
+            return None
+        finally:
+            self._rewritten.keep(file)
+        return etag
 
     def ended(self, pid: int) -> None:
         """A process is gone, who would have written its files again."""
@@ -130,18 +133,23 @@ class Files:
                     _remove(self._root / name)
 
     def read(self, key: str, span: tuple[int, int] | None) -> Blob | None:
+        path = self._path(key)
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            status = os.stat(path)
+            if stat.S_IMODE(status.st_mode) == MODE:
+                found = self._rewritten.read(path, status, span)
+                return None if found is None else Blob(*found)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
             status = os.fstat(fd)
             size = status.st_size
             start, end = (0, size) if span is None else (min(span[0], size), min(span[1], size))
-            data = _contents(fd, start, max(0, end - start), status)
+            data = _contents(fd, start, max(0, end - start))
         finally:
             os.close(fd)
-        return Blob(data, size, _etag(status))
+        return Blob(data, size, _etag(path, status))
 
     def list(self, prefix: str) -> list[str]:
         return sorted(key for key in self._keys() if key.startswith(prefix))
@@ -175,7 +183,7 @@ class Files:
         with self._exclusive(if_match is not None):
             if if_match is not None:
                 try:
-                    if _etag(os.stat(path)) != if_match:
+                    if _etag(path, os.stat(path)) != if_match:
                         return False
                 except FileNotFoundError:
                     return False
@@ -194,40 +202,6 @@ class Files:
             yield
         finally:
             os.close(fd)
-
-
-class _Again:
-    """The files that a process may write again, once no key names them; the oldest first."""
-
-    def __init__(self) -> None:
-        self._files: deque[tuple[str, int]] = deque()
-        self._bytes = 0
-
-    def keep(self, file: str, size: int) -> bool:
-        """Whether this one stays, for its second name."""
-        room = os.statvfs(file)
-        if room.f_bavail * room.f_frsize < _ROOM:
-            return False
-        self._files.append((file, size))
-        self._bytes += size
-        while self._bytes > _AGAIN:
-            _remove(self._next())
-        return True
-
-    def taken(self) -> str | None:
-        """A file that nobody can read, which is the caller's now."""
-        if not self._files:
-            return None
-        try:
-            is_read = os.stat(self._files[0][0]).st_nlink > 1
-        except FileNotFoundError:
-            is_read = False  # it is made anew
-        return None if is_read else self._next()
-
-    def _next(self) -> str:
-        file, size = self._files.popleft()
-        self._bytes -= size
-        return file
 
 
 class LocalObjects:
@@ -314,28 +288,13 @@ class LocalObjects:
         return blob
 
 
-def _write(fd: int, data: Sequence[Buffer]) -> int:
-    """Write all of it; how many bytes that is."""
-    views = [view for part in data if (view := memoryview(part).cast("B"))]
-    total = at = 0
-    while at < len(views):
-        written = os.writev(fd, views[at : at + _VECTOR])
-        total += written
-        while at < len(views) and written >= len(views[at]):
-            written -= len(views[at])
-            at += 1
-        if written:
-            views[at] = views[at][written:]
-    return total
-
-
 def _remove(file: str | Path) -> None:
     with suppress(FileNotFoundError):
         os.unlink(file)
 
 
-def _contents(fd: int, start: int, length: int, status: os.stat_result) -> memoryview:
-    if length < _SMALL or stat.S_IMODE(status.st_mode) != _ONCE:
+def _contents(fd: int, start: int, length: int) -> memoryview:
+    if length < _SMALL:
         data = memoryview(bytearray(length))
         at = 0
         while at < length and (count := os.preadv(fd, [data[at:]], start + at)):
@@ -346,7 +305,9 @@ def _contents(fd: int, start: int, length: int, status: os.stat_result) -> memor
     return memoryview(mapped)[start - aligned :]
 
 
-def _etag(status: os.stat_result) -> str:
+def _etag(path: str, status: os.stat_result) -> str:
+    if stat.S_IMODE(status.st_mode) == MODE:
+        return etag_of(path, status)
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
