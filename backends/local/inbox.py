@@ -6,7 +6,7 @@ before it says so, so a process that is killed in the middle leaves an inbox tha
 
 The file is a page that says where things are, and behind it a ring whose size is a power of two.
 A message's position counts all bytes ever written before it, so it is also its name. Nothing here
-waits: who wants to be woken leaves a number (`Inbox.watch`), and whoever sends next is told it.
+waits: who wants to be woken leaves a number with `Inbox.take`, and whoever sends next is told it.
 """
 
 from __future__ import annotations
@@ -138,8 +138,13 @@ class Inbox:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def take(self, most: int, room: int, now: float, visibility: float) -> list[Taken]:
+    def take(
+        self, most: int, room: int, now: float, visibility: float, watcher: int | None = None
+    ) -> tuple[list[Taken], float]:
         """Messages that are ready, which others are not given for `visibility` seconds.
+
+        And when those come again that are away; where nothing is ready, the `watcher` is told,
+        once, when something is sent.
 
         Parameters
         ----------
@@ -152,11 +157,11 @@ class Inbox:
         """
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
-            over, capacity, head, fresh, tail, again, _ = _STATE.unpack_from(self._map)
+            over, capacity, head, fresh, tail, again, watching = _STATE.unpack_from(self._map)
             if over:
                 raise Released
             if fresh == tail and again > now:
-                return []
+                return [], again if watcher is None else self._watch(watcher, watching, again, now)
             self._fit(capacity)
             if again <= now:
                 fresh, again = head, self._come_again(head, tail, now, capacity)
@@ -178,7 +183,9 @@ class Inbox:
                     taken.append(Taken(f"{fresh}.{count + 1}", billed, body, note))
                 fresh += size
             _SIZE.pack_into(self._map, _FRESH, fresh)
-            return taken
+            if not taken and watcher is not None:
+                soonest = self._watch(watcher, watching, soonest, now)
+            return taken, soonest
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
@@ -204,33 +211,6 @@ class Inbox:
             if head == tail:
                 _TIME.pack_into(self._map, _AGAIN, math.inf)
             return notes
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def watch(self, number: int, now: float) -> float | None:
-        """Have whoever sends next be told this number, once; when something comes again.
-
-        None where something is ready: then nobody is told.
-
-        Raises
-        ------
-        Released
-        """
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        try:
-            over, _, _, fresh, tail, again, watching = _STATE.unpack_from(self._map)
-            if over:
-                raise Released
-            if fresh < tail or again <= now:
-                return None
-            soonest: float = again
-            if number not in struct.unpack_from(f"<{watching}Q", self._map, _WATCHERS):
-                # Those for whom there is no place look again by and by.
-                if watching == _MOST_WATCHERS:
-                    return min(soonest, now + 0.01)
-                _SIZE.pack_into(self._map, _WATCHERS + _SIZE.size * watching, number)
-                _SIZE.pack_into(self._map, _WATCHING, watching + 1)
-            return soonest
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
@@ -278,6 +258,16 @@ class Inbox:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     # Inside, under the lock
+
+    def _watch(self, number: int, watching: int, soonest: float, now: float) -> float:
+        """Note who is to be told; when to look in any case."""
+        if number not in struct.unpack_from(f"<{watching}Q", self._map, _WATCHERS):
+            # Those for whom there is no place look again by and by.
+            if watching == _MOST_WATCHERS:
+                return min(soonest, now + 0.01)
+            _SIZE.pack_into(self._map, _WATCHERS + _SIZE.size * watching, number)
+            _SIZE.pack_into(self._map, _WATCHING, watching + 1)
+        return soonest
 
     def _watchers(self, watching: int) -> list[int]:
         found = list(struct.unpack_from(f"<{watching}Q", self._map, _WATCHERS))

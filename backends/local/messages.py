@@ -123,13 +123,17 @@ class Inboxes:
                 ) from error
         self._wake(watchers)
 
-    def take(self, name: str) -> list[tuple[str, int, Buffer]]:
-        """Receipts, billed sizes and bodies of messages that are there."""
+    def take(self, name: str, watch: bool = False) -> tuple[list[tuple[str, int, Buffer]], float]:
+        """Receipts, billed sizes and bodies of messages that are there, and when others come again.
+
+        Where there is nothing, this process may `watch` for what is sent.
+        """
         limits = self._limits
-        inbox = self._inbox(name)
+        number = self._number if watch else None
+        now = time.monotonic()
         try:
-            taken = inbox.take(
-                limits.receive_messages, limits.receive, time.monotonic(), limits.visibility
+            taken, again = self._inbox(name).take(
+                limits.receive_messages, limits.receive, now, limits.visibility, number
             )
         except Released:
             self._forget(name)
@@ -139,33 +143,30 @@ class Inboxes:
             whole = self._body(body, note)
             if whole is not None:
                 found.append((receipt, billed, whole))
-        return found
+        return found, again
 
     async def receive(self, name: str, wait: float) -> list[tuple[str, int, Buffer]]:
-        taken = self.take(name)
+        loop = asyncio.get_running_loop()
+        if wait > 0:
+            self._listen(loop)
+        taken, again = self.take(name, wait > 0)
         if taken or wait <= 0:
             return taken
-        loop = asyncio.get_running_loop()
         deadline = time.monotonic() + wait
         waiting = self._waiting.setdefault(name, deque())
         try:
-            while True:
-                self._listen(loop)
-                now = time.monotonic()
-                again = self._watch(name, now)
-                if again is not None:
-                    woken: asyncio.Future[None] = loop.create_future()
-                    waiting.append(woken)
-                    timer = loop.call_later(min(deadline, again) - now, _wake, woken)
-                    try:
-                        await woken
-                    finally:
-                        timer.cancel()
-                        with suppress(ValueError):
-                            waiting.remove(woken)
-                taken = self.take(name)
-                if taken or time.monotonic() >= deadline:
-                    return taken
+            while not taken and (now := time.monotonic()) < deadline:
+                woken: asyncio.Future[None] = loop.create_future()
+                waiting.append(woken)
+                timer = loop.call_later(min(deadline, again) - now, _wake, woken)
+                try:
+                    await woken
+                finally:
+                    timer.cancel()
+                    with suppress(ValueError):
+                        waiting.remove(woken)
+                taken, again = self.take(name, True)
+            return taken
         finally:
             # Whoever was told of what came may have left some, or given up.
             if waiting:
@@ -200,6 +201,8 @@ class Inboxes:
         if self._own_pipe >= 0:
             os.close(self._own_pipe)
             self._own_pipe = -1
+            with suppress(FileNotFoundError):  # so is the session's directory
+                os.unlink(self._pipe(self._number))
 
     # What is large
 
@@ -247,13 +250,6 @@ class Inboxes:
                 self._remove(note.attached)
 
     # Waiting
-
-    def _watch(self, name: str, now: float) -> float | None:
-        try:
-            return self._inbox(name).watch(self._number, now)
-        except Released:
-            self._forget(name)
-            raise _not_leased(name) from None
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have this process's pipe be heard on this loop."""

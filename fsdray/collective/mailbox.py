@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -40,6 +40,24 @@ class Called(NamedTuple):
     def of(cls, message: Letter | Frame) -> Called:
         """What the source of a message called."""
         return cls(message.operation, message.tag)
+
+
+@dataclass
+class _Wanted:
+    """What one waits for: all of these messages of one collective, as it called it."""
+
+    missing: set[Key]
+    called: Called
+    communicator: int
+    number: int
+
+    def is_due(self, key: Key, letter: Letter) -> bool:
+        """Whether who waits is to look, now that this message is there."""
+        if key in self.missing and Called.of(letter) == self.called:
+            self.missing.discard(key)
+            return not self.missing
+        # Of an earlier one it may be one too many, which is an error; a later one came early.
+        return key.communicator == self.communicator and key.number <= self.number
 
 
 @dataclass
@@ -79,7 +97,7 @@ class Mailbox:
         self._sends: defaultdict[tuple[int, int], _Sends] = defaultdict(_Sends)
         self._matching: defaultdict[int, Matching[Letter]] = defaultdict(Matching)
         self._forgotten: set[int] = set()  # communicators that this rank has freed
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], _Wanted | None] = {}
         self._failure: Callable[[], BaseException] | None = None
         self.dropped = 0  # frames that were duplicates, stale, or not for this rank
 
@@ -202,14 +220,23 @@ class Mailbox:
         """The key of the first send of `source` that is not there yet."""
         return Key(communicator, True, self._sends[communicator, source].next, source)
 
-    def changed(self) -> asyncio.Future[None]:
-        """Done when a message has become whole; it raises where the gang is broken."""
+    def changed(
+        self, keys: Sequence[Key] = (), called: Called | None = None
+    ) -> asyncio.Future[None]:
+        """Done when a message has become whole; it raises where the gang is broken.
+
+        With `called` it is when all of `keys`, of one collective, are, or one that is wrong.
+        """
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._failure is not None:
             woken.set_exception(self._failure())
-        else:
-            self._waiting.add(woken)
-            woken.add_done_callback(self._waiting.discard)
+            return woken
+        wanted = None
+        if called is not None:
+            missing = {key for key in keys if key not in self._letters}
+            wanted = _Wanted(missing, called, keys[0].communicator, keys[0].number)
+        self._waiting[woken] = wanted
+        woken.add_done_callback(self._waiting.pop)
         return woken
 
     def check(self) -> None:
@@ -257,6 +284,6 @@ class Mailbox:
                 sends.next += 1
         else:
             self._letters[key] = letter
-        for woken in list(self._waiting):
-            if not woken.done():
+        for woken, wanted in list(self._waiting.items()):
+            if not woken.done() and (wanted is None or wanted.is_due(key, letter)):
                 woken.set_result(None)

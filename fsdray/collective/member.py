@@ -218,7 +218,7 @@ class Member:
         """Wait for one of these; where nobody would be told of it, look what rank 0 did before."""
         channel = self._end.channel
         if before is None or channel.name != "object":
-            await channel.collect(missing)
+            await channel.collect(missing, called)
             return
         theirs = Key(self._id, False, before, self._members[0])
 

@@ -22,7 +22,7 @@ from fsdray.collective.channels.auto import AutoChannel
 from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.combined import SendsNothing, prefix
 from fsdray.collective.frames import Codec, Frame, Key, Operation
-from fsdray.collective.mailbox import Mailbox
+from fsdray.collective.mailbox import Called, Mailbox
 from fsdray.collective.parcels import Outgoing
 from fsdray.costs.medium import USUAL, Medium
 from fsdray.services import Backend, MessageLimits
@@ -78,8 +78,12 @@ class Channel(Protocol):
         """Somebody waits: what lingers is to go now."""
         ...
 
-    async def collect(self, keys: Sequence[Key]) -> None:
-        """Wait until something new has come for one of `keys`, none of which is held yet."""
+    async def collect(self, keys: Sequence[Key], called: Called | None = None) -> None:
+        """Wait until something new has come for one of `keys`, none of which is held yet.
+
+        With `called` they are of one collective, and it may wait for all of them, but not beyond
+        a message that says that another was called.
+        """
         ...
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:

@@ -23,7 +23,7 @@ from fsdray.collective.combined import (
 )
 from fsdray.collective.forms import WINDOW
 from fsdray.collective.frames import Frame, Key, Operation, pack, unpack
-from fsdray.collective.mailbox import Mailbox
+from fsdray.collective.mailbox import Called, Mailbox
 from fsdray.collective.parcels import Outgoing
 from fsdray.costs.medium import USUAL, Medium
 from fsdray.services import MessageLimits, Objects, Pace
@@ -80,7 +80,7 @@ class ObjectChannel:
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """Objects stay where they are until the gang has ended: there is nothing to do."""
 
-    async def collect(self, keys: Sequence[Key]) -> None:
+    async def collect(self, keys: Sequence[Key], called: Called | None = None) -> None:
         changed = self._mailbox.changed()
         self._collecting[changed] = keys
         # Of a collective all are needed, so the first ones do; of sends, whichever comes first.

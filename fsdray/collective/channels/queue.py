@@ -15,7 +15,7 @@ from fsdray.collective.arrivals import READERS
 from fsdray.collective.channels.sendlog import SendLog
 from fsdray.collective.forms import groups
 from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead, pack, split, unpack
-from fsdray.collective.mailbox import Mailbox
+from fsdray.collective.mailbox import Called, Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames
 from fsdray.costs.medium import USUAL, Medium
 from fsdray.services import Delivery, Message, MessageLimits, Messages
@@ -94,21 +94,14 @@ class QueueChannel:
         if self._departure is not None:
             self._hurried.set()
 
-    async def collect(self, keys: Sequence[Key]) -> None:
+    async def collect(self, keys: Sequence[Key], called: Called | None = None) -> None:
         # The readers serve all who wait at the same time.
-        changed = self._mailbox.changed()
+        changed = self._mailbox.changed(keys, called)
         self._collecting[changed] = keys
         self.hurry()  # what this rank waits for may be an answer to what lingers
         try:
             self._read_more()
             await changed
-            if (
-                len(self._inboxes) > _SMALL
-                and not self._most
-                and any(not k.is_send and not self._mailbox.has(k) for k in keys)
-            ):
-                # The others are on their way, and a receive that brings several is billed once.
-                await asyncio.sleep(LINGER)
         finally:
             del self._collecting[changed]
             changed.cancel()
@@ -216,15 +209,18 @@ class QueueChannel:
 
     # Inside
 
-    def _read_more(self) -> None:
-        """Have one receive under way for who waits, or as many as find full batches."""
+    def _wanted(self) -> int:
+        """How many receives are to be under way: one, or as many as come back full."""
+        most = 0
         for changed, keys in self._collecting.items():
-            if changed.done():
-                continue
-            coming = self._outstanding(keys)
-            wanted = 1 if not self._most else min(READERS, -(-coming // self._most))
-            while coming and len(self._reading) < wanted:
-                self._begin_reading()
+            coming = 0 if changed.done() else self._outstanding(keys)
+            if coming:
+                most = max(most, 1 if not self._most else min(READERS, -(-coming // self._most)))
+        return most
+
+    def _read_more(self) -> None:
+        for _ in range(self._wanted() - len(self._reading)):
+            self._begin_reading()
 
     def _begin_reading(self) -> None:
         reading = asyncio.create_task(self._read())
@@ -300,7 +296,18 @@ class QueueChannel:
                 arrived.set_exception(error)
 
     async def _read(self) -> None:
-        """One receive."""
+        """Receive, and again for as long as who waits needs more."""
+        while True:
+            has_come = await self._receive()
+            if has_come and len(self._inboxes) > _SMALL and not self._most and self._wanted():
+                # The others are on their way, and a receive that brings several is billed once.
+                await asyncio.sleep(LINGER)
+            self._read_more()
+            if len(self._reading) > self._wanted():
+                return
+
+    async def _receive(self) -> bool:
+        """One receive; whether it brought anything."""
         limits = self._messages.limits
         got = await self._messages.receive(self._inboxes[self._rank], wait=limits.wait)
         size = sum(delivery.billed for delivery in got)
@@ -313,6 +320,7 @@ class QueueChannel:
                 self.corrupted += 1
                 continue
             self._accept(frame, delivery)
+        return bool(got)
 
     def _acknowledge(self, count: int) -> None:
         done, self._held = self._held[:count], self._held[count:]

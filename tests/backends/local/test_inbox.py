@@ -28,7 +28,13 @@ def made(directory: Path, name: str = "inbox") -> Inbox:
 
 
 def taken(inbox: Inbox, now: float = 0.0, most: int = 10) -> list[Taken]:
-    return inbox.take(most, 1 << 30, now, AWAY)
+    return inbox.take(most, 1 << 30, now, AWAY)[0]
+
+
+def watch(inbox: Inbox, number: int, now: float = 0.0) -> float:
+    found, again = inbox.take(10, 1 << 30, now, AWAY, number)
+    assert found == []
+    return again
 
 
 def posted(*bodies: bytes) -> list[Posted]:
@@ -65,7 +71,7 @@ def test_what_is_not_acknowledged_comes_again_until_it_is(tmp_path: Path) -> Non
 def test_a_take_keeps_its_room_but_for_one_message(tmp_path: Path, room: int) -> None:
     inbox = made(tmp_path)
     inbox.put(posted(*[b"12345"] * 4))
-    assert len(inbox.take(10, room, 0.0, AWAY)) == max(1, room // 5)
+    assert len(inbox.take(10, room, 0.0, AWAY)[0]) == max(1, room // 5)
 
 
 def test_messages_that_cross_the_end_of_the_ring_are_whole(tmp_path: Path) -> None:
@@ -113,20 +119,22 @@ def test_a_ring_that_grows_is_locked_meanwhile(
 
 def test_who_watches_is_told_once_of_what_comes(tmp_path: Path) -> None:
     inbox = made(tmp_path)
-    assert inbox.watch(7, 0.0) == math.inf
-    assert inbox.watch(7, 0.0) == math.inf
-    assert inbox.watch(8, 0.0) == math.inf
+    assert watch(inbox, 7) == math.inf
+    assert watch(inbox, 7) == math.inf
+    assert watch(inbox, 8) == math.inf
     assert inbox.put(posted(b"a")) == [7, 8]
     assert inbox.put(posted(b"b")) == []
-    assert inbox.watch(7, 0.0) is None, "something is there"
-    taken(inbox, now=3.0)
-    assert inbox.watch(7, 5.0) == 3.0 + AWAY
-    assert inbox.watch(7, 3.0 + AWAY) is None
+    assert len(inbox.take(10, 1 << 30, 3.0, AWAY, 7)[0]) == 2
+    assert inbox.put(posted(b"c")) == [], "who is given something does not watch"
+    assert len(taken(inbox, now=4.0)) == 1
+    assert watch(inbox, 7, 5.0) == 3.0 + AWAY
+    assert len(inbox.take(10, 1 << 30, 3.5 + AWAY, AWAY, 7)[0]) == 2
+    assert inbox.put(posted(b"d")) == [7]
 
 
 def test_more_who_watch_than_can_be_written_down_look_again_soon(tmp_path: Path) -> None:
     inbox = made(tmp_path)
-    times = [inbox.watch(number, 1.0) for number in range(600)]
+    times = [watch(inbox, number, 1.0) for number in range(600)]
     assert times[:504] == [math.inf] * 504
     assert times[504:] == [1.01] * 96
     assert inbox.put(posted(b"a")) == list(range(504))
@@ -135,11 +143,10 @@ def test_more_who_watch_than_can_be_written_down_look_again_soon(tmp_path: Path)
 def test_a_released_inbox_is_over_for_all(tmp_path: Path) -> None:
     inbox = made(tmp_path)
     other = Inbox(str(tmp_path / "inbox"))
-    other.watch(3, 0.0)
+    watch(other, 3)
     inbox.put([Posted(1, b"", b"read"), Posted(1, b"", b"away"), Posted(1, b"", b"ready")])
-    read, away = inbox.take(2, 100, 0.0, AWAY)
+    (read, away), _ = inbox.take(2, 100, 0.0, AWAY)
     inbox.drop([read.receipt])
-    other.watch(3, 100.0)
     watchers, notes = inbox.release()
     assert notes == [b"away", b"ready"]
     assert watchers == []
@@ -147,7 +154,7 @@ def test_a_released_inbox_is_over_for_all(tmp_path: Path) -> None:
     for call in (
         lambda: other.put(posted(b"x")),
         lambda: taken(other),
-        lambda: other.watch(3, 0.0),
+        lambda: watch(other, 3),
         other.release,
         other.check,
     ):
@@ -224,7 +231,7 @@ if role == "send":
             time.sleep(0.001)
 else:
     while True:
-        for each in inbox.take(3, 1 << 30, time.monotonic(), 0.05):
+        for each in inbox.take(3, 1 << 30, time.monotonic(), 0.05)[0]:
             words = set(each.body.split())
             assert len(words) == 1, "a message is not whole"
             if draw.random() < 0.8:
@@ -278,7 +285,7 @@ def test_processes_that_are_killed_lose_nothing_and_leave_it_whole(tmp_path: Pat
         each.kill()
     left: list[bytes] = []
     while any(inbox.counts()):
-        for each in inbox.take(10, 1 << 30, time.monotonic(), 0.05):
+        for each in inbox.take(10, 1 << 30, time.monotonic(), 0.05)[0]:
             left.append(each.body.split()[0])
             inbox.drop([each.receipt])
     sent = [word for each in made_so_far if each.role == "send" for word in each.words()]

@@ -406,7 +406,7 @@ def test_what_a_reader_took_along_when_its_process_ended_comes_to_another(inbox:
     async def run() -> list[bytes]:
         gone = Inboxes(Path(inbox.directory.name), MessageLimits(visibility=0.2), lambda _: None)
         inbox.inboxes.put([Message(b"kept", (inbox.name,))])
-        assert len(gone.take(inbox.name)) == 1
+        assert len(gone.take(inbox.name)[0]) == 1
         gone.close()
         return [bytes(each.body) for each in await inbox.messages.receive(inbox.name, wait=20)]
 
