@@ -176,9 +176,9 @@ class Member:
         mailbox = self._end.mailbox
         keys = {source: Key(self._id, False, number, self._members[source]) for source in sources}
         mailbox.check()
-        if outgoing.parcels:
-            # A send that began just before has left by then, whatever has come meanwhile: what
-            # travels together must not depend on that.
+        if outgoing.parcels and self._end.channel.is_leaving:
+            # A send that began just before goes alone, whatever has come meanwhile: what travels
+            # together must not depend on that.
             await asyncio.sleep(0)
         await self._end.within(
             self._who(outgoing.operation.name.lower()),

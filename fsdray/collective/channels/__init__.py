@@ -63,6 +63,11 @@ class Channel(Protocol):
         ...
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether a send is about to go, in this turn of the loop."""
+        ...
+
+    @property
     def written(self) -> Sequence[str]:
         """Objects that this rank wrote and that must be removed when the gang has ended."""
         ...

@@ -38,6 +38,7 @@ class ObjectChannel:
     """See `fsdray.collective.channels.Channel`."""
 
     name = "object"
+    is_leaving = False  # each goes by itself
     limits = MessageLimits()
 
     def __init__(

@@ -68,6 +68,7 @@ class QueueChannel:
         # To go with the next departure, by the group of inboxes that one publish reaches.
         self._ready: dict[int, list[Message]] = {}
         self._departure: asyncio.Task[None] | None = None
+        self._is_send = False  # what began it
         self._aboard: list[asyncio.Future[None]] = []  # of those who wait for it
         self._hurried = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
@@ -85,6 +86,10 @@ class QueueChannel:
 
     def post(self, outgoing: Outgoing, *, may_linger: bool = False) -> asyncio.Future[None]:
         return self._post(outgoing, outgoing.parcels, may_linger)
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._departure is not None and self._is_send and self._hurried.is_set()
 
     @property
     def limits(self) -> MessageLimits:
@@ -165,6 +170,7 @@ class QueueChannel:
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._aboard.append(arrived)
         if self._departure is None:
+            self._is_send = outgoing.operation == Operation.SEND
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
             self._departure.add_done_callback(self._under_way.discard)
