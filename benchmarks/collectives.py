@@ -4,9 +4,15 @@ From the checkout's directory, in the environment of benchmarks/README.md::
 
     .venv-bench/bin/python -m benchmarks.collectives --json collectives.json
 
-Each system runs in processes of its own, and the systems take turns. What is timed is one call by
-all ranks, after a barrier, on an array of float64 that does not compress: the slowest rank's time,
-of many such calls the median, and of the rounds the median again.
+Each operation of each system runs in processes of its own, from the smallest array to the largest,
+and the systems take turns. What is timed is one call by all ranks, after a barrier, on an array of
+float64 that does not compress: the slowest rank's time, of many such calls the median, and of the
+rounds the median again.
+
+With ``--together`` all operations run in the same processes, one after the other. That matters to
+mpi4py, whose arrays come from the C library's allocator: what one call gave back is given to the
+system, and taken page by page by the next, or not, by what else lies in the heap. An allreduce of
+1 MB that follows an allgather takes a fifth of what it takes by itself.
 
 fsdray
     A gang on the local backend, channel ``auto``.
@@ -26,6 +32,7 @@ Targets: from 1 MB on at least as fast as mpi4py; at 1 KB within a millisecond o
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pickle
@@ -34,7 +41,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,6 +50,7 @@ import numpy as np
 
 SIZES = (1 << 10, 1 << 20, 16 << 20)
 OPERATIONS = ("bcast", "scatter", "gather", "allgather", "allreduce")
+RAYS = ("bcast", "allgather", "allreduce")  # what its groups have of these
 SYSTEMS = ("fsdray", "mpi4py", "ray", "store")
 PATIENCE = 180.0  # seconds for one system at one number of ranks
 
@@ -50,13 +58,18 @@ Times = dict[str, list[float]]
 Operations = Mapping[str, Callable[[], Any]]
 
 
-def measured(rank: int, barrier: Callable[[], Any], make: Callable[[int], Operations]) -> Times:
+def measured(
+    barrier: Callable[[], Any], make: Callable[[int], Operations], names: Sequence[str]
+) -> Times:
     """Seconds of each call at this rank, by ``operation size``."""
     found = {}
     for size in SIZES:
         for name, call in make(size).items():
-            call()  # what is made once is not counted
-            count = 100 if size <= 1 << 10 else 20 if size <= 1 << 20 else 5
+            if name not in names:
+                continue
+            for _ in range(2):
+                call()  # what is made once is not counted
+            count = 100 if size <= 1 << 10 else 40 if size <= 1 << 20 else 8
             times = []
             for _ in range(count):
                 barrier()
@@ -96,12 +109,12 @@ def objects(comm: Any) -> Callable[[int], Operations]:
     return make
 
 
-def in_fsdray(ranks: int) -> dict[str, float]:
+def in_fsdray(ranks: int, names: Sequence[str]) -> dict[str, float]:
     import fsdray as fsd
 
     def rank() -> Times:
         comm = fsd.collective.world()
-        return measured(comm.rank, comm.barrier, objects(comm))
+        return measured(comm.barrier, objects(comm), names)
 
     fsd.init("local", concurrency=ranks)
     try:
@@ -111,15 +124,15 @@ def in_fsdray(ranks: int) -> dict[str, float]:
         fsd.shutdown()
 
 
-def in_mpi4py() -> dict[str, float] | None:
+def in_mpi4py(names: Sequence[str]) -> dict[str, float] | None:
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
-    every = comm.gather(measured(comm.rank, comm.barrier, objects(comm)))
+    every = comm.gather(measured(comm.barrier, objects(comm), names))
     return None if every is None else slowest(every)
 
 
-def in_ray(ranks: int) -> dict[str, float]:
+def in_ray(ranks: int, names: Sequence[str]) -> dict[str, float]:
     import ray
     from ray.util import collective
 
@@ -136,7 +149,7 @@ def in_ray(ranks: int) -> dict[str, float]:
                     "allreduce": lambda: collective.allreduce(mine, "g"),
                 }
 
-            return measured(rank, lambda: collective.barrier("g"), make)
+            return measured(lambda: collective.barrier("g"), make, names)
 
     ray.init(num_cpus=ranks, include_dashboard=False, log_to_driver=False)
     try:
@@ -201,22 +214,23 @@ class Stored:
         self.allgather(None)
 
 
-def in_store(ranks: int) -> dict[str, float]:
+def in_store(ranks: int, names: Sequence[str]) -> dict[str, float]:
     run = uuid.uuid4().hex
     with ThreadPoolExecutor(ranks) as pool:
-        every = pool.map(lambda rank: _in_process(run, rank, ranks), range(ranks))
+        every = pool.map(lambda rank: _in_process(run, rank, ranks, names), range(ranks))
         return slowest([json.loads(each) for each in every])
 
 
-def _in_process(run: str, rank: int, ranks: int) -> str:
+def _in_process(run: str, rank: int, ranks: int, names: Sequence[str]) -> str:
     command = [sys.executable, "-m", __spec__.name, "--rank", f"{rank}", "--run", run]
-    command += ["--one", "store", "--ranks", f"{ranks}"]
+    command += ["--one", "store", "--ranks", f"{ranks}", "--operations", *names]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def run_one(system: str, ranks: int, mpi: str) -> dict[str, float] | str:
-    """One system's figures, or why it has none."""
+def run_one(system: str, ranks: int, mpi: str, names: Sequence[str]) -> dict[str, float] | str:
+    """One system's figures of these operations, or why it has none."""
     command = [sys.executable, "-m", __spec__.name, "--one", system, "--ranks", f"{ranks}"]
+    command += ["--operations", *names]
     allowed = dict(os.environ)
     if system == "mpi4py":
         command[0] = mpi
@@ -243,13 +257,12 @@ def run_one(system: str, ranks: int, mpi: str) -> dict[str, float] | str:
 def table(figures: dict[str, list[dict[str, float]]], ranks: int) -> None:
     """Print the medians in milliseconds."""
     print(f"\nP = {ranks}, milliseconds\n{'':24}" + "".join(f"{name:>10}" for name in figures))
-    for size in SIZES:
-        for name in OPERATIONS:
-            key, cells = f"{name} {size}", []
-            for rounds in figures.values():
-                times = [each[key] for each in rounds if key in each]
-                cells.append(f"{1e3 * statistics.median(times):10.2f}" if times else f"{'–':>10}")
-            print(f"{name:10} {size:>12,} " + "".join(cells))
+    for size, name in itertools.product(SIZES, OPERATIONS):
+        key, cells = f"{name} {size}", []
+        for rounds in figures.values():
+            times = [each[key] for each in rounds if key in each]
+            cells.append(f"{1e3 * statistics.median(times):10.2f}" if times else f"{'–':>10}")
+        print(f"{name:10} {size:>12,} " + "".join(cells))
 
 
 def main() -> None:
@@ -259,26 +272,36 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=SYSTEMS, choices=SYSTEMS)
     parser.add_argument("--mpi", default=sys.executable, help="the Python that has mpi4py")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--together", action="store_true", help="all operations in the same processes"
+    )
+    parser.add_argument("--operations", nargs="*", default=OPERATIONS, choices=OPERATIONS)
     parser.add_argument("--one", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.rank is not None:
         comm = Stored(asked.rank, asked.ranks[0], asked.run)
-        print(json.dumps(measured(comm.rank, comm.barrier, objects(comm))))
+        print(json.dumps(measured(comm.barrier, objects(comm), asked.operations)))
         return
     if asked.one:
         ones = {"fsdray": in_fsdray, "ray": in_ray, "store": in_store}
-        found = in_mpi4py() if asked.one == "mpi4py" else ones[asked.one](asked.ranks[0])
+        if asked.one == "mpi4py":
+            found = in_mpi4py(asked.operations)
+        else:
+            found = ones[asked.one](asked.ranks[0], asked.operations)
         if found is not None:
             print(json.dumps(found))
         return
     result = {}
+    runs = [asked.operations] if asked.together else [[name] for name in asked.operations]
     for ranks in asked.ranks:
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in asked.systems}
-        for _ in range(asked.rounds):
+        for names, _ in itertools.product(runs, range(asked.rounds)):
             for name in list(figures):
-                found = run_one(name, ranks, asked.mpi)
+                if name == "ray" and not {*names} & {*RAYS}:
+                    continue
+                found = run_one(name, ranks, asked.mpi, names)
                 if isinstance(found, str):
                     print(f"{name} is left out: {found}")
                     del figures[name]

@@ -34,6 +34,8 @@ class Turn:
         self._about = threading.Lock()  # what follows
         self._is_taken = False  # by one who waits
         self._others = 0  # who wait meanwhile
+        self._visits = 0  # how often it was taken
+        self._is_asleep = False  # the thread of its own, until who has it leaves
         self._left = 0.0  # when the last one who waited left it
         self._called = threading.Event()
 
@@ -55,6 +57,7 @@ class Turn:
             mine = not self._is_taken
             self._is_taken = True
             self._others += not mine
+            self._visits += mine
         if not mine:
             try:
                 yield False
@@ -73,7 +76,8 @@ class Turn:
             with self._about:
                 self._is_taken = False
                 self._left = time.monotonic()
-                is_called = self._others > 0
+                is_called = self._others > 0 or self._is_asleep
+                self._is_asleep = False
             if is_running:
                 self._running.release()
             if is_called:
@@ -99,7 +103,16 @@ class Turn:
 
     def _is_mine(self) -> bool:
         """Wait for a lull, or to be called; whether nobody who waits runs it."""
+        visits = self._visits
         is_called = self._called.wait(LULL)
         self._called.clear()
         with self._about:
-            return not self._is_taken and (is_called or time.monotonic() - self._left >= LULL)
+            if not self._is_taken:
+                return is_called or time.monotonic() - self._left >= LULL
+            self._is_asleep = self._visits == visits
+            is_long = self._is_asleep
+        if is_long:  # nobody looks while nothing happens
+            self._called.wait()
+            self._called.clear()
+        with self._about:
+            return not self._is_taken and self._others > 0

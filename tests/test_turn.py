@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import subprocess
 import sys
 import threading
@@ -206,6 +207,24 @@ def test_a_long_wait_is_within_what_was_given_for_it(monkeypatch: pytest.MonkeyP
 
     assert loop.run(long()) is threading.current_thread()
     assert said == ["in", "out"]
+
+
+@pytest.mark.usefixtures("lent")
+def test_while_one_waits_for_long_the_other_thread_sleeps_until_that_leaves() -> None:
+    over: list[str] = []
+
+    async def long() -> None:
+        await asyncio.sleep(0.3)
+        asyncio.get_running_loop().call_later(0.005, over.append, "later")
+
+    for _ in range(2):
+        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+        began = time.process_time()
+        loop.run(long())
+        assert time.process_time() - began < 0.05
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - switches < 20
+        assert eventually(lambda: over == ["later"])
+        over.clear()
 
 
 def test_who_waits_changes_no_threads() -> None:

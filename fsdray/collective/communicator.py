@@ -18,7 +18,7 @@ from fsdray.collective.envelope import UNDEFINED, is_number, rank_in
 from fsdray.collective.frames import Operation
 from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.member import WORLD, child_id, copied
-from fsdray.collective.ops import SUM, Op, fold, is_quick
+from fsdray.collective.ops import SUM, Op, fold, is_plain_array, is_quick
 from fsdray.collective.relay import Relays
 from fsdray.collective.requests import AsyncRequest
 from fsdray.errors import CollectiveError, RankFailed, SettingsError
@@ -64,25 +64,25 @@ class AsyncCommunicator(Relays):
     def bcast(self, obj: Any, root: int = 0) -> Awaitable[Any]:
         """Root's `obj` at every rank; root too is given a copy, which it may write."""
         root = self._rank(root, "root")
-        own = copied(obj) if self.rank == root else None
+        own = self._copy(obj) if self.rank == root else None
         exchange = self._same_to_all(Operation.BCAST, obj, root)
-        return _then(exchange, lambda got: own if self.rank == root else got[root])
+        return _then(exchange, lambda got: own() if own else got[root])
 
     def scatter(self, sendobj: Sequence[Any] | None, root: int = 0) -> Awaitable[Any]:
         """Of root's sequence, one object a rank, the one of this rank."""
         root = self._rank(root, "root")
         is_root = self.rank == root
         values = self._one_a_rank("scatter", sendobj) if is_root else []
-        own = copied(values[root]) if is_root else None
+        own = self._copy(values[root]) if is_root else None
         exchange = self._own_to_each(Operation.SCATTER, values, root)
-        return _then(exchange, lambda got: own if is_root else got[root])
+        return _then(exchange, lambda got: own() if own else got[root])
 
     def gather(self, sendobj: Any, root: int = 0) -> Awaitable[list[Any] | None]:
         """At root the objects of all ranks, in their order; None elsewhere."""
         root = self._rank(root, "root")
-        own = copied(sendobj) if self.rank == root else None
+        own = self._copy(sendobj) if self.rank == root else None
         exchange = self._same_to_all(Operation.GATHER, sendobj, root)
-        return _then(exchange, lambda got: self._in_order(got, own) if self.rank == root else None)
+        return _then(exchange, lambda got: self._in_order(got, own()) if own else None)
 
     def reduce(self, sendobj: Any, op: Op = SUM, root: int = 0) -> Awaitable[Any]:
         """At root all ranks' objects, reduced in rank order; None elsewhere."""
@@ -96,16 +96,16 @@ class AsyncCommunicator(Relays):
 
     def allgather(self, sendobj: Any) -> Awaitable[list[Any]]:
         """The objects of all ranks, in their order."""
-        own = copied(sendobj)
+        own = self._copy(sendobj)
         exchange = self._same_from_all(Operation.ALLGATHER, sendobj)
-        return _then(exchange, lambda got: self._in_order(got, own))
+        return _then(exchange, lambda got: self._in_order(got, own()))
 
     def alltoall(self, sendobj: Sequence[Any]) -> Awaitable[list[Any]]:
         """Of everybody's sequence, one object a rank, those for this rank, in rank order."""
         values = self._one_a_rank("alltoall", sendobj)
-        own = copied(values[self.rank])
+        own = self._copy(values[self.rank])
         exchange = self._own_from_all(Operation.ALLTOALL, values)
-        return _then(exchange, lambda got: self._in_order(got, own))
+        return _then(exchange, lambda got: self._in_order(got, own()))
 
     def allreduce(self, sendobj: Any, op: Op = SUM) -> Awaitable[Any]:
         """All ranks' objects, reduced in rank order, at every rank: the same bits at each."""
@@ -322,6 +322,16 @@ class AsyncCommunicator(Relays):
         (pattern,) = self._rounds(operation, root)
         given = [values[rank] for (rank,) in pattern.destinations]
         return self._exchange(operation, pattern, given, root=root)
+
+    def _copy(self, value: Any) -> Callable[[], Any]:
+        """Makes this rank's own contribution as the others receive it, when all else has come.
+
+        What may change until then, or may fail to be copied, is copied at once.
+        """
+        if self._posted is None and is_plain_array(value):
+            return lambda: copied(value)
+        own = copied(value)
+        return lambda: own
 
     def _one_a_rank(self, what: str, sendobj: Sequence[Any] | None) -> list[Any]:
         values = list(sendobj if sendobj is not None else ())

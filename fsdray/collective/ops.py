@@ -80,7 +80,7 @@ def makes_new(op: Op, value: Any) -> bool:
 
     So it is with our own operations on arrays of plain numbers: there is no need of a copy.
     """
-    return _is_ours(op) and _is_plain_array(value) and value.ndim > 0
+    return _is_ours(op) and is_plain_array(value) and value.ndim > 0
 
 
 def fold(op: Op, values: list[Any], kept: int | None = None) -> Any:
@@ -120,7 +120,7 @@ def is_quick(op: Op, values: Sequence[Any]) -> bool:
     for value in values:
         if type(value) in (bool, float, complex) or (type(value) is int and abs(value) < 1 << 64):
             continue
-        if not _is_plain_array(value):
+        if not is_plain_array(value):
             return False
         size += value.nbytes
     return size <= _QUICK
@@ -136,7 +136,8 @@ def _is_ours(op: Op) -> bool:
     return id(op) in _OURS
 
 
-def _is_plain_array(value: Any) -> bool:
+def is_plain_array(value: Any) -> bool:
+    """Whether it is an array of plain numbers, and of no class of somebody's own."""
     numpy = _numpy()
     return numpy is not None and type(value) is numpy.ndarray and value.dtype.kind in "biufc"
 
@@ -144,8 +145,8 @@ def _is_plain_array(value: Any) -> bool:
 def _are_alike(left: Any, right: Any) -> bool:
     """Whether an operation on these arrays gives one that is like them, element by element."""
     return (
-        _is_plain_array(left)
-        and _is_plain_array(right)
+        is_plain_array(left)
+        and is_plain_array(right)
         and left.ndim > 0
         and left.dtype == right.dtype
         and left.dtype.isnative
