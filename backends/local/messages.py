@@ -149,8 +149,14 @@ class Inboxes:
         loop = asyncio.get_running_loop()
         if wait > 0:
             self._listen(loop)
-        taken, again = self.take(name, wait > 0)
+        taken, again = self.take(name)
         if taken or wait <= 0:
+            return taken
+        # Where there are more processes than cores, what this one waits for is still to be sent by
+        # those that wait for its core: to let them costs less than to sleep and be woken for each.
+        os.sched_yield()
+        taken, again = self.take(name, True)
+        if taken:
             return taken
         deadline = time.monotonic() + wait
         waiting = self._waiting.setdefault(name, deque())
@@ -267,6 +273,7 @@ class Inboxes:
 
     def _heard(self) -> None:
         """Somebody has sent: the first who waits of each inbox looks."""
+        os.sched_yield()  # after others who are about to send
         with suppress(BlockingIOError):
             os.read(self._own_pipe, 4096)
         for waiting in self._waiting.values():
