@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, note, settings
@@ -18,16 +19,6 @@ from tests.collective.schedules.programs import Line, Step
 
 SCHEDULES = 5_000  # and the rest of ten thousand in test_schedules_more, beside it
 CHUNK = 500
-USUAL = 3_000  # of each, in every run: ten thousand take two cores 70 to 100 s
-
-
-def chunks(start: int, end: int) -> list[Any]:
-    """Where runs of `CHUNK` seeds begin; those after the first `USUAL` wait for ``--thorough``."""
-    return [
-        at if at < start + USUAL else pytest.param(at, marks=pytest.mark.thorough("more seeds"))
-        for at in range(start, end, CHUNK)
-    ]
-
 
 # A rank that fails does not await what it had called to await it together with something later.
 pytestmark = pytest.mark.filterwarnings(
@@ -36,7 +27,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.parametrize("start", chunks(0, SCHEDULES))
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What such ranks leave goes here, and not in a later test, which would be told of it."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.parametrize("start", range(0, SCHEDULES, CHUNK))
 def test_every_random_program_comes_to_what_it_means(start: int) -> None:
     assert failures(range(start, start + CHUNK)) == []
 
