@@ -96,6 +96,9 @@ class Inbox:
         try:
             _reserve(fd, 0, _PAGE + _LEAST)
             os.pwrite(fd, _STATE.pack(0, _LEAST, 0, 0, 0, math.inf, 0), 0)
+        except OSError:
+            os.unlink(path)
+            raise
         finally:
             os.close(fd)
 

@@ -78,9 +78,10 @@ def MINLOC(left: Any, right: Any) -> Any:  # noqa: N802
 def makes_new(op: Op, value: Any) -> bool:
     """Whether `op` with this value on either side leaves it as it is and gives no part of it back.
 
-    So it is with our own operations on arrays of plain numbers: there is no need of a copy.
+    So it is with our own operations on arrays of plain numbers: there is no need of a copy. Those
+    that lie in pieces are not as the others receive them, and results would be laid out otherwise.
     """
-    return _is_ours(op) and is_plain_array(value) and value.ndim > 0
+    return _is_ours(op) and is_plain_array(value) and value.ndim > 0 and bool(value.flags.forc)
 
 
 def fold(op: Op, values: list[Any], kept: int | None = None) -> Any:

@@ -357,6 +357,7 @@ def test_where_there_is_no_room_in_a_ring_nothing_is_sent(
             inbox.publish(bytes(20 * KIB))
         with pytest.raises(ServiceError, match="cannot make 1 inboxes"):
             loop.run(inbox.messages.lease(1))
+    assert list(inbox.inboxes.counts()) == [inbox.name], "nothing is left of the other"
     assert len(inbox.receive()) == 3
     inbox.publish(b"there is again")
     assert inbox.receive() == [b"there is again"]
