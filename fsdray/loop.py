@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from fsdray.errors import FsdrayError
+from fsdray.steps import Waiting
 from fsdray.turn import Turn
 
 T = TypeVar("T")
@@ -120,10 +121,11 @@ class Job:
         self,
         coroutine: Coroutine[Any, Any, None],
         ended: Callable[[Job, BaseException | None], object],
+        context: contextvars.Context | None = None,
     ) -> None:
         self._coroutine: Coroutine[Any, Any, None] | None = coroutine
         self._ended: Callable[[Job, BaseException | None], object] | None = ended
-        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._context: contextvars.Context | None = context or contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -219,16 +221,33 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     get()
     assert _turn is not None
     with _turn.taken() as is_mine:
-        work = _Work(coroutine, _turn if is_mine else None)
-        try:
-            meanwhile = _meanwhile
-            if meanwhile is None or work.wait(_MOMENT):
-                return work.result()
-            with meanwhile():
-                return work.result()
-        except BaseException:
-            work.cancel()
-            raise
+        return _waited(_Work(coroutine, _turn if is_mine else None))
+
+
+def step(coroutine: Coroutine[Any, Any, T]) -> T:
+    """`run`, for what may do its first step without a task (`fsdray.steps`), where it can."""
+    if _turn is None or not _turn.is_lent:
+        return run(coroutine)
+    with _turn.taken() as is_mine:
+        if not is_mine:
+            return run(coroutine)
+        context = contextvars.copy_context()
+        stepped = _turn.step(coroutine, context)
+        if not isinstance(stepped, Waiting):
+            return stepped
+        return _waited(_Work(stepped.rest, _turn, context))
+
+
+def _waited(work: _Work[T]) -> T:
+    try:
+        meanwhile = _meanwhile
+        if meanwhile is None or work.wait(_MOMENT):
+            return work.result()
+        with meanwhile():
+            return work.result()
+    except BaseException:
+        work.cancel()
+        raise
 
 
 class _Work(Generic[T]):
@@ -237,16 +256,22 @@ class _Work(Generic[T]):
     Parameters
     ----------
     turn : where who waits runs the loop.
+    context : where it is not that of who calls this.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T], turn: Turn | None) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        turn: Turn | None,
+        context: contextvars.Context | None = None,
+    ) -> None:
         self._coroutine = coroutine
         self._turn = turn
         self._over = threading.Lock()
         self._over.acquire()
         self._value: T
         self._error: BaseException | None = None
-        self._job = Job(self._do(), self._ended)
+        self._job = Job(self._do(), self._ended, context)
         if turn is None:
             self._job.start()
         else:
@@ -322,11 +347,8 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def refuse() -> None:
     """Raise `FsdrayError` on the loop's own thread, where plain code that waits waits for ever."""
-    try:
-        is_here = asyncio.get_running_loop() is _loop
-    except RuntimeError:
-        return
-    if is_here:
+    running = asyncio._get_running_loop()  # the other way raises where there is none
+    if running is not None and running is _loop:
         raise FsdrayError(
             "this would wait on fsdray's own event loop for itself: in a coroutine that "
             "fsdray runs, await instead (a ref, or a method of AsyncCommunicator)"

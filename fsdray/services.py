@@ -371,6 +371,45 @@ class Messages(Protocol):
         """Say that deliveries of one inbox are safely held: they will not come again."""
         ...
 
+    @property
+    def near(self) -> NearMessages | None:
+        """The same where no request leaves this machine; None where they do."""
+        ...
+
+
+class NearMessages(Protocol):
+    """What `Messages` does, with nothing to wait for: so with no task, and no turn of the loop.
+
+    Limits, counts, guarantees and errors are those of `Messages`. It is used on the loop.
+    """
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """See `Messages.publish`."""
+        ...
+
+    def receive(self, inbox: str, ready: Callable[[], object]) -> list[Delivery]:
+        """What is in the inbox; where nothing is, `ready` is called, once, when that may change.
+
+        From the first time that nothing was there it is one receive, or as many as long polls
+        would be until something is.
+        """
+        ...
+
+    def wait(self, inbox: str, seconds: float) -> list[Delivery]:
+        """What is in the inbox, or is there within so many seconds; this thread waits.
+
+        It may come back sooner with nothing, where others of this process were waiting.
+        """
+        ...
+
+    def stop(self, inbox: str, ready: Callable[[], object]) -> None:
+        """Do not call `ready` any more."""
+        ...
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Messages.acknowledge`."""
+        ...
+
 
 class Objects(Protocol):
     """Keeps blobs.

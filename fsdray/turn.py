@@ -11,12 +11,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import Context
+from typing import Any, TypeVar
+
+from fsdray import steps
+from fsdray.steps import Waiting
 
 LULL = 0.02
 """Seconds after which the thread of its own goes on, where nobody has come to wait again or called
 it. To look each millisecond whether somebody has took a tenth of small collectives' time."""
+
+
+OFTEN = 0.005
+"""Seconds after which the loop runs, whatever is done meanwhile without it."""
+
+T = TypeVar("T")
 
 
 class Turn:
@@ -37,6 +48,7 @@ class Turn:
         self._visits = 0  # how often it was taken
         self._is_asleep = False  # the thread of its own, until who has it leaves
         self._left = 0.0  # when the last one who waited left it
+        self._ran = 0.0  # when the loop stopped last
         self._called = threading.Event()
 
     def keep(self) -> None:
@@ -44,6 +56,7 @@ class Turn:
         while True:
             with self._running:
                 self._loop.run_forever()
+                self._ran = time.monotonic()
             while not self._is_mine():
                 pass
 
@@ -83,6 +96,18 @@ class Turn:
             if is_called:
                 self._called.set()
 
+    def step(self, coroutine: Coroutine[Any, Any, T], context: Context) -> T | Waiting:
+        """Do a coroutine's first step (`fsdray.steps`) by the one who has the turn.
+
+        Who takes such steps one after the other has the loop run now and then.
+        """
+        stepped = steps.step(coroutine, context, self._loop)
+        if not isinstance(stepped, Waiting) and time.monotonic() - self._ran >= OFTEN:
+            self._loop.call_soon(self._loop.stop)
+            self._loop.run_forever()
+            self._ran = time.monotonic()
+        return stepped
+
     def run(self, is_over: Callable[[], bool], seconds: float | None = None) -> bool:
         """Run it until that is over; whether it is, after so many seconds at most.
 
@@ -92,6 +117,7 @@ class Turn:
         end = None if seconds is None else time.monotonic() + seconds
         while not is_over() and (end is None or time.monotonic() < end):
             self._loop.run_forever()
+        self._ran = time.monotonic()
         if timer is not None:
             timer.cancel()
         return is_over()

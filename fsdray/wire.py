@@ -37,6 +37,8 @@ _HEAD = struct.Struct("<II")  # buffers, bytes of pickle
 _LENGTH = struct.Struct("<Q")
 _ALIGN = 64  # bytes: the widest vector load, so that arrays in place are as fast as any
 _FEW = 16  # items of a list that are looked at, rather than left to cloudpickle
+_MANY = 1024  # types and shapes of arrays that are remembered
+_About: TypeAlias = tuple[str, tuple[int, ...], bool]  # an array's type, shape, whether Fortran's
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -87,6 +89,8 @@ def encode(value: Any) -> list[Buffer]:
     NotPicklable
         naming what cannot be pickled.
     """
+    if is_simple(value):
+        return [_start(value), pickle.PickleBuffer(value).raw()]
     buffers: list[pickle.PickleBuffer] = []
     try:
         if _is_plain(value):
@@ -103,7 +107,10 @@ def encode(value: Any) -> list[Buffer]:
             f"a value of type {type(value).__name__} cannot be pickled, so it cannot be sent: "
             f"{error}"
         ) from error
-    raws = [buffer.raw() for buffer in buffers]
+    return _laid_out(body, [buffer.raw() for buffer in buffers])
+
+
+def _laid_out(body: bytes, raws: Sequence[memoryview]) -> list[Buffer]:
     head = b"".join((_HEAD.pack(len(raws), len(body)), *(_LENGTH.pack(raw.nbytes) for raw in raws)))
     parts: list[Buffer] = [head, body]
     at = len(head) + len(body)
@@ -111,6 +118,43 @@ def encode(value: Any) -> list[Buffer]:
         parts += (bytes(-at % _ALIGN), raw)
         at += -at % _ALIGN + raw.nbytes
     return parts
+
+
+# An array is pickled as its type and shape, with its numbers out of band. In a program they are
+# mostly the same few, and the pickler, cold, takes longer than all else about a small array.
+_starts: dict[_About, bytes] = {}
+_arrays: dict[bytes, tuple[_About, Any]] = {}
+
+
+def is_simple(value: Any) -> bool:
+    """Whether it is an array whose pickle says its type and shape, and nothing else."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray:
+        return False
+    kind, flags = value.dtype, value.flags
+    return bool(
+        kind.kind in "biufc"
+        and kind.isbuiltin == 1
+        and kind.metadata is None
+        and flags.forc
+        and flags.writeable
+        and value.size
+    )
+
+
+def _start(array: Any) -> bytes:
+    """What comes before the numbers of a simple array: made once for each type and shape."""
+    about = array.dtype.char, array.shape, array.flags.fnc
+    start = _starts.get(about)
+    if start is None:
+        if len(_starts) >= _MANY:
+            _starts.clear()
+            _arrays.clear()
+        raws: list[pickle.PickleBuffer] = []
+        body = pickle.dumps(array, protocol=5, buffer_callback=raws.append)
+        start = b"".join(_laid_out(body, [raw.raw() for raw in raws])[:-1])
+        _starts[about], _arrays[start] = start, (about, array.dtype)
+    return start
 
 
 def _is_plain(value: Any) -> bool:
@@ -255,6 +299,14 @@ def decode(data: Buffer) -> Any:
     """
     view = memoryview(data)
     count, length = _HEAD.unpack_from(view)
+    start = -(-(_HEAD.size + _LENGTH.size + length) // _ALIGN) * _ALIGN
+    if count == 1 and length < _ALIGN * 8:
+        known = _arrays.get(bytes(view[:start]))
+        if known is not None:
+            (_, shape, is_fortran), kind = known
+            return sys.modules["numpy"].ndarray(
+                shape, kind, view, start, order="F" if is_fortran else "C"
+            )
     sizes = [_LENGTH.unpack_from(view, _HEAD.size + i * _LENGTH.size)[0] for i in range(count)]
     at = _HEAD.size + count * _LENGTH.size
     body = view[at : at + length]
@@ -264,7 +316,10 @@ def decode(data: Buffer) -> Any:
         at += -at % _ALIGN
         buffers.append(view[at : at + n])
         at += n
-    return pickle.loads(body, buffers=buffers)
+    value = pickle.loads(body, buffers=buffers)
+    if count == 1 and is_simple(value):
+        _start(value)  # the next one is known
+    return value
 
 
 # Calls

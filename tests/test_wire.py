@@ -117,6 +117,28 @@ def test_arrays_of_any_dtype_and_layout_come_out_as_they_went_in(array: Array) -
 
 
 @settings(max_examples=30)
+@given(arrays())
+def test_an_array_whose_like_was_encoded_or_decoded_before_is_the_same(array: Array) -> None:
+    wire._starts.clear()
+    wire._arrays.clear()
+    data = bytearray().join(wire.encode(array))
+    assert_same(wire.decode(data), array)
+    wire._starts.clear()
+    wire._arrays.clear()
+    for _ in range(3):  # who receives the first one learns from it
+        got = wire.decode(data)
+        assert_same(got, array)
+        assert got.flags.writeable
+        assert got.strides == wire.decode(data).strides
+    assert bytearray().join(wire.encode(array)) == data
+
+
+def test_no_more_kinds_of_arrays_are_remembered_than_are_of_use() -> None:
+    for size in range(1, 3000):
+        assert wire.decode(b"".join(wire.encode(np.zeros(size, "u1")))).shape == (size,)
+        assert len(wire._arrays) == len(wire._starts) <= 1024
+
+
 @given(st.lists(arrays(), max_size=3), scalars)
 def test_arrays_within_values_come_out_as_they_went_in(inner: list[Array], value: Any) -> None:
     got_arrays, got_value = through({"arrays": inner, "value": value}).values()

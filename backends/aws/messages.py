@@ -64,6 +64,7 @@ class AwsMessages:
         self._open: set[Inbox] = set()  # leased by this process, and not released
         self.ledger = Ledger()
         self.limits = limits
+        self.near = None
 
     @classmethod
     def of_stack(

@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import itertools
+import math
 import os
 import pickle
 import secrets
+import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +36,7 @@ from fsdray.services import (
     Delivery,
     Message,
     MessageLimits,
+    NearMessages,
     count_publish,
     count_receive,
     is_direct,
@@ -77,8 +81,10 @@ class Inboxes:
         self._bodies = Files(directory)
         self._open: dict[str, Inbox] = {}  # the first opened first, as below
         self._pipes: dict[int, int] = {}  # to those who wait
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, deque[Callable[[], object]]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
         self._own_pipe = -1
+        self._hearing = select.poll()
         self._listening: asyncio.AbstractEventLoop | None = None
 
     def lease(self, count: int) -> list[str]:
@@ -145,40 +151,79 @@ class Inboxes:
                 found.append((receipt, billed, whole))
         return found, again
 
-    async def receive(self, name: str, wait: float) -> list[tuple[str, int, Buffer]]:
+    def take_or_watch(
+        self, name: str, ready: Callable[[], object]
+    ) -> list[tuple[str, int, Buffer]]:
+        """What is there; where nothing is, `ready` is called, once, when there may be something.
+
+        Of several who watch an inbox the first is called; who is called and does not look is to
+        `stop`, which calls the next.
+        """
         loop = asyncio.get_running_loop()
-        if wait > 0:
-            self._listen(loop)
-        taken, again = self.take(name)
-        if taken or wait <= 0:
+        self._listen(loop)
+        taken, _ = self.take(name)
+        if not taken:
+            # Where there are more processes than cores, what this one waits for is still to be sent
+            # by those that wait for its core: to let them costs less than to sleep and be woken.
+            os.sched_yield()
+            taken, again = self.take(name, True)
+            if not taken:
+                self._waiting.setdefault(name, deque()).append(ready)
+                self._look_at(again, loop)
+                return []
+        if name in self._waiting:  # some may be left for them
+            loop.call_soon(self._call_first, name)
+        return taken
+
+    def wait(self, name: str, seconds: float) -> list[tuple[str, int, Buffer]]:
+        """What is there, or is within so many seconds; nothing where another was called instead.
+
+        It takes the thread of the loop.
+        """
+        self._listen(asyncio.get_running_loop())
+        taken, _ = self.take(name)
+        if taken:
             return taken
-        # Where there are more processes than cores, what this one waits for is still to be sent by
-        # those that wait for its core: to let them costs less than to sleep and be woken for each.
-        os.sched_yield()
+        os.sched_yield()  # as above
         taken, again = self.take(name, True)
         if taken:
             return taken
-        deadline = time.monotonic() + wait
-        waiting = self._waiting.setdefault(name, deque())
-        try:
-            while not taken and (now := time.monotonic()) < deadline:
-                woken: asyncio.Future[None] = loop.create_future()
-                waiting.append(woken)
-                timer = loop.call_later(min(deadline, again) - now, _wake, woken)
-                try:
-                    await woken
-                finally:
-                    timer.cancel()
-                    with suppress(ValueError):
-                        waiting.remove(woken)
-                taken, again = self.take(name, True)
-            return taken
-        finally:
-            # Whoever was told of what came may have left some, or given up.
-            if waiting:
-                _wake(waiting[0])
-            else:
-                self._waiting.pop(name, None)
+        left = min(seconds, again - time.monotonic())
+        if self._hearing.poll(max(0.0, 1e3 * left)):
+            self._heard()
+        return self.take(name)[0]
+
+    def stop(self, name: str, ready: Callable[[], object]) -> None:
+        """Who watched, or was called, looks no more: the next one is called."""
+        waiting = self._waiting.get(name)
+        if waiting is not None:
+            with suppress(ValueError):
+                waiting.remove(ready)
+            self._call_first(name)
+
+    async def receive(self, name: str, wait: float) -> list[tuple[str, int, Buffer]]:
+        """What is there, or is within so many seconds."""
+        if wait <= 0:
+            return self.take(name)[0]
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        while True:
+            woken: asyncio.Future[None] = loop.create_future()
+            ready = partial(_wake, woken)
+            taken = self.take_or_watch(name, ready)
+            if taken:
+                return taken
+            timer = loop.call_at(deadline, ready)
+            try:
+                await woken
+            except BaseException:
+                self.stop(name, ready)
+                raise
+            finally:
+                timer.cancel()
+            if loop.time() >= deadline:
+                self.stop(name, ready)
+                return self.take(name)[0]
 
     def drop(self, name: str, receipts: Sequence[str]) -> None:
         with suppress(ServiceError):  # its gang has ended, and with it all that was there
@@ -204,7 +249,11 @@ class Inboxes:
             if not self._listening.is_closed():
                 self._listening.remove_reader(self._own_pipe)
             self._listening = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if self._own_pipe >= 0:
+            self._hearing.unregister(self._own_pipe)
             os.close(self._own_pipe)
             self._own_pipe = -1
             with suppress(FileNotFoundError):  # so is the session's directory
@@ -266,8 +315,10 @@ class Inboxes:
             os.mkfifo(path, 0o600)
             # For writing too, so that it never ends.
             self._own_pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._hearing.register(self._own_pipe, select.POLLIN)
         elif self._listening is not None and not self._listening.is_closed():
             self._listening.remove_reader(self._own_pipe)
+        self._alarm = None  # of the other loop
         loop.add_reader(self._own_pipe, self._heard)
         self._listening = loop
 
@@ -276,9 +327,32 @@ class Inboxes:
         os.sched_yield()  # after others who are about to send
         with suppress(BlockingIOError):
             os.read(self._own_pipe, 4096)
-        for waiting in self._waiting.values():
-            if waiting:
-                _wake(waiting[0])
+        for name in list(self._waiting):
+            self._call_first(name)
+
+    def _call_first(self, name: str) -> None:
+        waiting = self._waiting.get(name)
+        if waiting:
+            ready = waiting.popleft()
+            if not waiting:
+                del self._waiting[name]
+            ready()
+
+    def _look_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Have those who wait look at that time at the latest: a message comes again then.
+
+        An earlier alarm stays: it sets the next one.
+        """
+        if self._alarm is not None:
+            if self._alarm.when() <= when:
+                return
+            self._alarm.cancel()
+        self._alarm = None if when == math.inf else loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._alarm = None
+        for name in list(self._waiting):
+            self._call_first(name)
 
     def _wake(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -339,6 +413,7 @@ class LocalMessages:
         self._inboxes = inboxes
         self._count = count
         self.limits = limits
+        self.near: NearMessages = _Near(inboxes, count, limits)
 
     async def lease(self, count: int) -> list[str]:
         return self._inboxes.lease(count)
@@ -347,21 +422,62 @@ class LocalMessages:
         self._inboxes.release(inboxes)
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        self.limits.check_publish(messages)
-        count_publish(self._count, messages, direct=is_direct(messages))
-        self._inboxes.put(messages)
+        self.near.publish(messages)
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
-        taken = await self._inboxes.receive(inbox, wait)
-        deliveries = [Delivery(inbox, receipt, body, billed) for receipt, billed, body in taken]
+        deliveries = _delivered(inbox, await self._inboxes.receive(inbox, wait))
         count_receive(self._count, deliveries)
         return deliveries
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        self.limits.check_acknowledge(deliveries)
+        self.near.acknowledge(deliveries)
+
+
+class _Near:
+    """`fsdray.services.NearMessages` over `Inboxes`."""
+
+    def __init__(self, inboxes: Inboxes, count: Count, limits: MessageLimits) -> None:
+        self._inboxes = inboxes
+        self._count = count
+        self._limits = limits
+        self._since: dict[str, float] = {}  # when those who wait for an inbox began
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        self._limits.check_publish(messages)
+        count_publish(self._count, messages, direct=is_direct(messages))
+        self._inboxes.put(messages)
+
+    def receive(self, inbox: str, ready: Callable[[], object]) -> list[Delivery]:
+        return self._counted(inbox, self._inboxes.take_or_watch(inbox, ready))
+
+    def _counted(self, inbox: str, taken: list[tuple[str, int, Buffer]]) -> list[Delivery]:
+        deliveries = _delivered(inbox, taken)
+        if not deliveries:
+            self._since.setdefault(inbox, time.monotonic())
+            return deliveries
+        since = self._since.pop(inbox, None)
+        if since is not None:
+            for _ in range(int((time.monotonic() - since) / self._limits.wait)):
+                count_receive(self._count, ())  # as long polls that come back empty
+        count_receive(self._count, deliveries)
+        return deliveries
+
+    def wait(self, inbox: str, seconds: float) -> list[Delivery]:
+        return self._counted(inbox, self._inboxes.wait(inbox, seconds))
+
+    def stop(self, inbox: str, ready: Callable[[], object]) -> None:
+        self._since.pop(inbox, None)
+        self._inboxes.stop(inbox, ready)
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        self._limits.check_acknowledge(deliveries)
         self._count("acknowledge", 1)
         self._inboxes.drop(deliveries[0].inbox, [d.receipt for d in deliveries])
+
+
+def _delivered(inbox: str, taken: Iterable[tuple[str, int, Buffer]]) -> list[Delivery]:
+    return [Delivery(inbox, receipt, body, billed) for receipt, billed, body in taken]
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -204,6 +204,7 @@ class SimulatedMessages:
         self._node = node
         self._inboxes = inboxes
         self.limits = limits
+        self.near = None
 
     async def lease(self, count: int) -> list[str]:
         return self._inboxes.lease(count)

@@ -22,6 +22,7 @@ from fsdray.collective.ops import SUM, Op, fold, is_plain_array, is_quick
 from fsdray.collective.relay import Relays
 from fsdray.collective.requests import AsyncRequest
 from fsdray.errors import CollectiveError, RankFailed, SettingsError
+from fsdray.steps import in_task
 
 T = TypeVar("T")
 
@@ -248,6 +249,7 @@ class AsyncCommunicator(Relays):
         CollectiveError
             while a collective or a receive is under way.
         """
+        await in_task()
         self._check_open()
         if self._active or self._end.mailbox.sends(self._id).is_waiting:
             raise CollectiveError("operations of this communicator are under way: wait for them")
@@ -267,6 +269,7 @@ class AsyncCommunicator(Relays):
         RankFailed
             here, in all ranks that wait, and in the caller; it says which rank called this.
         """
+        await in_task()
         rank = self._end.rank
         why = CollectiveError(f"rank {rank} called abort({errorcode})")
         await self._end.abort(why)

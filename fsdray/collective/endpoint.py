@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fsdray.collective.channels import Channel, Outgoing
 from fsdray.collective.mailbox import Mailbox
 from fsdray.errors import CollectiveError, CollectiveTimeout
+from fsdray.steps import in_task, is_stepping
 
 T = TypeVar("T")
 
@@ -95,9 +96,23 @@ class Endpoint:
             await asyncio.wait(begun)
         await self.channel.close()
 
+    def collect_here(self, is_there: Callable[[], bool]) -> bool:
+        """Take what comes until `is_there`, for a moment, where this thread may wait for it.
+
+        Whether it is.
+
+        Raises
+        ------
+        what the gang is broken by.
+        """
+        if is_stepping():
+            self.channel.collect_here(is_there)
+            self.mailbox.check()
+        return is_there()
+
     async def within(
         self,
-        who: str,
+        who: Callable[[], str],
         missing: Callable[[], Sequence[int]],
         sent: asyncio.Future[None] | None = None,
         receiving: Coroutine[Any, Any, None] | None = None,
@@ -115,6 +130,14 @@ class Endpoint:
         is_early : whether others wait for this rank meanwhile: it gives up a moment before they do,
             since it knows who is missing, and they do not.
         """
+        if sent is not None and sent.done():
+            if receiving is not None and (sent.cancelled() or sent.exception() is not None):
+                receiving.close()
+            sent.result()
+            sent = None
+        if sent is None and receiving is None:
+            return
+        await in_task()
         deadline = self.deadline
         if is_early and deadline < math.inf:
             left = deadline - asyncio.get_running_loop().time()
@@ -141,7 +164,7 @@ class Endpoint:
                 raise
             ranks = missing()
             what = f"no message came from {named(ranks)}" if ranks else "sending did not end"
-            raise CollectiveTimeout(f"{who}: {what} in time") from error
+            raise CollectiveTimeout(f"{who()}: {what} in time") from error
         finally:
             is_over = True
             if sent is not None:

@@ -180,31 +180,25 @@ class Member:
             # A send that began just before goes alone, whatever has come meanwhile: what travels
             # together must not depend on that.
             await asyncio.sleep(0)
-        await self._end.within(
-            self._who(outgoing.operation.name.lower()),
-            lambda: [source for source, key in keys.items() if not mailbox.has(key)],
-            self._end.post(outgoing, posted) if outgoing.parcels else None,
-            self._collect(called, list(keys.values()), before) if keys else None,
-            is_early=bool(sources) and self._is_awaited(outgoing.operation),
-        )
+        sent = self._end.post(outgoing, posted) if outgoing.parcels else None
+        is_there = not keys or self._end.collect_here(lambda: all(map(mailbox.has, keys.values())))
+        if is_there:
+            self._missing(called, list(keys.values()), before)
+        if sent is not None or not is_there:
+            await self._end.within(
+                lambda: self._who(outgoing.operation.name.lower()),
+                lambda: [source for source, key in keys.items() if not mailbox.has(key)],
+                sent,
+                None if is_there else self._collect(called, list(keys.values()), before),
+                is_early=bool(sources) and self._is_awaited(outgoing.operation),
+            )
         return {source: mailbox.take(key) for source, key in keys.items()}
 
     async def _collect(
         self, called: Called, keys: Sequence[Key], before: int | None = None
     ) -> None:
         """Wait until all are there; the first that is of another operation ends the wait."""
-        mailbox = self._end.mailbox
-        missing = keys
-        while True:
-            for key in missing:
-                self._check_same(called, key)
-            if before is not None:
-                stranger = mailbox.others(self._id, before, called)
-                if stranger is not None:
-                    self._check_same(called, stranger)
-            missing = [key for key in missing if not mailbox.has(key)]
-            if not missing:
-                return
+        while missing := self._missing(called, keys, before):
             try:
                 await self._arrival_of(missing, before, called)
             except SendsNothing as error:
@@ -213,6 +207,17 @@ class Member:
                     f"rank {self.rank} called {called.operation.name.lower()} where rank {source} "
                     f"called {error.called}, which sends nothing to rank {self.rank}"
                 ) from error
+
+    def _missing(self, called: Called, keys: Sequence[Key], before: int | None) -> list[Key]:
+        """Which are not there; raises where one that is, is of another operation."""
+        mailbox = self._end.mailbox
+        for key in keys:
+            self._check_same(called, key)
+        if before is not None:
+            stranger = mailbox.others(self._id, before, called)
+            if stranger is not None:
+                self._check_same(called, stranger)
+        return [key for key in keys if not mailbox.has(key)]
 
     async def _arrival_of(self, missing: Sequence[Key], before: int | None, called: Called) -> None:
         """Wait for one of these; where nobody would be told of it, look what rank 0 did before."""
@@ -261,6 +266,8 @@ def opened(letter: Letter) -> Any:
 
 def copied(value: Any) -> Any:
     """This rank's own contribution as the others would receive it: nobody shares it."""
+    if wire.is_simple(value):
+        return value.copy(order="A")
     return wire.decode(buffers.own(wire.encode(value)))
 
 

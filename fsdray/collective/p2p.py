@@ -199,7 +199,7 @@ class PointToPoint(Member):
             self._end.mailbox.keep_own(outgoing)
             return
         posting = self._end.post(outgoing, posted, may_linger=may_linger)
-        await self._end.within(self._who("send"), list, posting)
+        await self._end.within(lambda: self._who("send"), list, posting)
 
     def _wanted(self, buf: Any, source: int, tag: int) -> tuple[int | None, int | None]:
         """Whom and what a receive wants: a rank of the gang and a tag; None for any."""
@@ -251,8 +251,10 @@ class PointToPoint(Member):
                 others = [each for each in sources if each != self._end.rank]
                 await channel.collect([mailbox.next_send(self._id, each) for each in others])
 
+        if self._end.collect_here(is_there):
+            return
         missing = range(self.size) if source is None else (self._members.index(source),)
-        await self._end.within(self._who(what), lambda: missing, receiving=collect())
+        await self._end.within(lambda: self._who(what), lambda: missing, receiving=collect())
 
     async def _both(self, sending: Awaitable[None], receiving: Awaitable[Any]) -> Any:
         receive = asyncio.ensure_future(receiving)

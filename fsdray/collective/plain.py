@@ -266,7 +266,7 @@ class Communicator:
             is_ours.set(True)
             return await operation()
 
-        result = loop.run(on_loop())
+        result = loop.step(on_loop())
         return result.result() if isinstance(result, Tail) else result
 
     def _begun(self, operation: Callable[[], AsyncRequest]) -> Request:

@@ -102,7 +102,8 @@ class Recorder:
 
 def record(here: Services) -> Recorder:
     recorder = Recorder(here.inboxes)
-    here.messages._inboxes = recorder  # type: ignore[attr-defined]
+    for messages in here.messages, here.messages.near:
+        messages._inboxes = recorder  # type: ignore[union-attr]
     return recorder
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -88,6 +88,13 @@ class Channel(Protocol):
 
         With `called` they are of one collective, and it may wait for all of them, but not beyond
         a message that says that another was called.
+        """
+        ...
+
+    def collect_here(self, is_there: Callable[[], bool]) -> None:
+        """Take what comes until `is_there`, for a moment, in this thread, which may wait for it.
+
+        A channel whose messages are not near, or that has more to do meanwhile, does nothing.
         """
         ...
 

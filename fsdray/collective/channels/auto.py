@@ -28,6 +28,7 @@ from fsdray.collective.mailbox import Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel
 from fsdray.costs.medium import Medium
 from fsdray.services import Delivery, Messages, Objects
+from fsdray.steps import begun, is_stepping
 
 FETCHES = 64
 """Objects that a rank reads at a time: a client has no more connections."""
@@ -57,7 +58,7 @@ class AutoChannel(QueueChannel):
         super().__init__(messages, epoch, rank, inboxes, mailbox, moved, log, medium)
         self._objects = objects
         self._gang = gang
-        self._fetching: dict[Key, asyncio.Task[None]] = {}
+        self._fetching: dict[Key, asyncio.Future[None]] = {}
         self._pointers: dict[Key, list[Delivery]] = {}  # of what is being fetched
         self._connections = asyncio.Semaphore(FETCHES)
         self._forms: dict[Any, frozenset[int]] = {}
@@ -66,7 +67,7 @@ class AutoChannel(QueueChannel):
         large = self._stored(outgoing)
         if not large:
             return super().post(outgoing, may_linger=may_linger)
-        return asyncio.ensure_future(self._post_stored(outgoing, large, may_linger))
+        return begun(self._post_stored(outgoing, large, may_linger))
 
     async def _post_stored(
         self, outgoing: Outgoing, large: frozenset[int], may_linger: bool
@@ -127,6 +128,9 @@ class AutoChannel(QueueChannel):
         left = [key for key in keys if key not in self._fetching]
         return 0 if keys and not left else super()._outstanding(left)
 
+    def _is_fetching(self) -> bool:
+        return bool(self._fetching)
+
     def _accept(self, frame: Frame, delivery: Delivery) -> None:
         key = frame.key
         if key in self._fetching:  # a pointer that came again
@@ -141,7 +145,11 @@ class AutoChannel(QueueChannel):
             super()._accept(frame, delivery)
 
     def _fetch(self, key: Key, span: Span) -> None:
-        self._fetching[key] = asyncio.create_task(self._bring(key, span))
+        bringing = begun(self._bring(key, span))
+        if bringing.done():
+            bringing.result()
+        else:
+            self._fetching[key] = bringing
 
     async def _bring(self, key: Key, span: Span) -> None:
         """Bring one message; an error is that of all who collect it."""
@@ -155,6 +163,8 @@ class AutoChannel(QueueChannel):
             for changed, keys in self._collecting.items():
                 if key in keys and not changed.done():
                     changed.set_exception(error)
+            if is_stepping():
+                raise
         finally:
             self._fetching.pop(key, None)
             self._pointers.pop(key, None)

@@ -8,7 +8,7 @@ themselves are in `combined`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fsdray.collective.combined import (
     HEAD,
@@ -77,6 +77,9 @@ class ObjectChannel:
 
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
+
+    def collect_here(self, is_there: Callable[[], bool]) -> None:
+        """Objects are waited for on the loop."""
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """Objects stay where they are until the gang has ended: there is nothing to do."""

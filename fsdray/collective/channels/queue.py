@@ -7,7 +7,8 @@ while somebody waits, so that frames gather meanwhile and few receives are bille
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ from fsdray.collective.frames import Corrupted, Frame, Key, Operation, overhead,
 from fsdray.collective.mailbox import Called, Mailbox
 from fsdray.collective.parcels import Outgoing, Parcel, frames
 from fsdray.costs.medium import USUAL, Medium
-from fsdray.services import Delivery, Message, MessageLimits, Messages
+from fsdray.services import Delivery, Message, MessageLimits, Messages, NearMessages
+from fsdray.steps import is_stepping
 
 T = TypeVar("T")
 
@@ -31,6 +33,10 @@ LINGER = 0.001
 several messages gives the next ones to gather after the first. A receive and its part of an
 acknowledgement cost 0.5 µ$, which is what a rank of 1,769 MB costs in 16 ms: worth a moment, not
 more (prices: FACTS, section 3)."""
+
+PATIENCE = 0.005
+"""Seconds for which a thread that has the loop waits for messages itself. On the loop it takes as
+long again as a small collective; who else needs the loop waits so long at most."""
 
 _SMALL = 4  # ranks of a gang in which nobody waits for enough messages for that moment to pay
 
@@ -59,6 +65,7 @@ class QueueChannel:
     ) -> None:
         self.medium = medium
         self._messages = messages
+        self._near = messages.near
         self._epoch = epoch
         self._rank = rank
         self._inboxes = list(inboxes)
@@ -73,6 +80,7 @@ class QueueChannel:
         self._hurried = asyncio.Event()
         self._under_way: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
+        self._is_listening = False  # where messages are near: instead of the tasks
         self._collecting: dict[asyncio.Future[None], Sequence[Key]] = {}
         self._most = 0  # messages of the last receive, which may have left some; 0: it left none
         self._held: list[Delivery] = []  # deposited, not acknowledged yet
@@ -111,6 +119,19 @@ class QueueChannel:
             del self._collecting[changed]
             changed.cancel()
 
+    def collect_here(self, is_there: Callable[[], bool]) -> None:
+        if self._near is None or self._departure is not None:
+            return  # what lingers goes on the loop
+        end = time.monotonic() + PATIENCE
+        while not is_there() and not self._is_fetching():
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            got = self._near.wait(self._inboxes[self._rank], left)
+            self._received(got)
+            if got and self._gathers() and not is_there():
+                time.sleep(LINGER)
+
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """A rank was started again: what it was sent, and will be, goes to another inbox."""
         if incarnation <= self._moved.get(rank, 0):
@@ -132,6 +153,8 @@ class QueueChannel:
         self.hurry()
         if self._under_way:
             await asyncio.wait(list(self._under_way))
+        if self._near is not None and self._is_listening:
+            self._near.stop(self._inboxes[self._rank], self._called)
         for reading in self._reading:
             reading.cancel()
         if self._reading:
@@ -166,8 +189,12 @@ class QueueChannel:
                 ):
                     marked_frame = frame._replace(is_pointer=True) if is_pointer else frame
                     self._send(pack(marked_frame), group, some, attached if is_pointer else None)
-        # Others travel with it: who gives up waiting does not stop it.
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._near is not None and self._departure is None and not may_linger and is_stepping():
+            # Nothing else is posted in this turn.
+            self._leave(self._near, arrived)
+            return arrived
+        # Others travel with it: who gives up waiting does not stop it.
         self._aboard.append(arrived)
         if self._departure is None:
             self._is_send = outgoing.operation == Operation.SEND
@@ -180,6 +207,22 @@ class QueueChannel:
         if self._log is not None and self._log.is_full:
             return asyncio.ensure_future(self._relieved(self._log, arrived))
         return arrived
+
+    def _leave(self, near: NearMessages, arrived: asyncio.Future[None]) -> None:
+        """Publish at once."""
+        try:
+            for batch in self._full():
+                near.publish(batch)
+        except Exception as error:  # whatever it is: it is that of who waits
+            arrived.set_exception(error)
+        else:
+            arrived.set_result(None)
+
+    def _full(self) -> list[list[Message]]:
+        """What is to be published now."""
+        ready, self._ready = self._ready, {}
+        limits = self._messages.limits
+        return [batch for group in ready.values() for batch in batches(group, limits)]
 
     async def _relieved(self, log: SendLog, arrived: asyncio.Future[None]) -> None:
         await log.relieve()
@@ -197,6 +240,10 @@ class QueueChannel:
         if not keys or keys[0].is_send:
             return 1
         return sum(self._mailbox.outstanding(key) for key in keys if not self._mailbox.has(key))
+
+    def _is_fetching(self) -> bool:
+        """Whether what has come is still being brought, on the loop."""
+        return False
 
     def _accept(self, frame: Frame, delivery: Delivery) -> None:
         """Keep a frame; its delivery is acknowledged once it is held."""
@@ -225,8 +272,38 @@ class QueueChannel:
         return most
 
     def _read_more(self) -> None:
+        if self._near is not None:
+            if not self._is_listening and self._wanted():
+                self._look_here(self._near)
+            return
         for _ in range(self._wanted() - len(self._reading)):
             self._begin_reading()
+
+    def _called(self) -> None:
+        """Something has come, where messages are near, or a moment is over."""
+        self._is_listening = False
+        self._read_more()
+
+    def _look_here(self, near: NearMessages) -> None:
+        """Take what is there, as long as somebody needs more, and be called for what comes.
+
+        Where nobody does, it is one look.
+        """
+        try:
+            while True:
+                got = near.receive(self._inboxes[self._rank], self._called)
+                if not got:
+                    self._is_listening = True
+                    return
+                self._received(got)
+                if not self._wanted():
+                    return
+                if self._gathers():
+                    self._is_listening = True
+                    asyncio.get_running_loop().call_later(LINGER, self._called)
+                    return
+        except Exception as error:  # whatever it is: it is that of all who wait
+            self._cannot_read(error)
 
     def _begin_reading(self) -> None:
         reading = asyncio.create_task(self._read())
@@ -241,6 +318,9 @@ class QueueChannel:
         if error is None:
             self._read_more()
             return
+        self._cannot_read(error)
+
+    def _cannot_read(self, error: BaseException) -> None:
         for changed in self._collecting:  # where nobody waits, who reads next is told
             if not changed.done():
                 changed.set_exception(error)
@@ -249,7 +329,10 @@ class QueueChannel:
         self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
 
     def _look(self) -> None:
-        if not self._reading:
+        if self._near is not None:
+            if not self._is_listening:
+                self._look_here(self._near)
+        elif not self._reading:
             self._begin_reading()
         self._look_later()
 
@@ -278,11 +361,9 @@ class QueueChannel:
         if not self._hurried.is_set():
             with suppress(TimeoutError):  # nobody was in a hurry
                 await asyncio.wait_for(self._hurried.wait(), LINGER)
-        ready, self._ready, self._departure = self._ready, {}, None
+        full, self._departure = self._full(), None
         aboard, self._aboard = self._aboard, []
         self._hurried.clear()
-        limits = self._messages.limits
-        full = [batch for group in ready.values() for batch in batches(group, limits)]
         error: BaseException | None = None
         try:
             if len(full) == 1:  # mostly: no task of its own
@@ -305,8 +386,7 @@ class QueueChannel:
         """Receive, and again for as long as who waits needs more."""
         while True:
             has_come = await self._receive()
-            if has_come and len(self._inboxes) > _SMALL and not self._most and self._wanted():
-                # The others are on their way, and a receive that brings several is billed once.
+            if has_come and self._gathers() and self._wanted():
                 await asyncio.sleep(LINGER)
             self._read_more()
             if len(self._reading) > self._wanted():
@@ -314,8 +394,17 @@ class QueueChannel:
 
     async def _receive(self) -> bool:
         """One receive; whether it brought anything."""
+        wait = self._messages.limits.wait
+        got = await self._messages.receive(self._inboxes[self._rank], wait=wait)
+        self._received(got)
+        return bool(got)
+
+    def _gathers(self) -> bool:
+        """Whether others are on their way: a receive that brings several is billed once."""
+        return len(self._inboxes) > _SMALL and not self._most
+
+    def _received(self, got: Sequence[Delivery]) -> None:
         limits = self._messages.limits
-        got = await self._messages.receive(self._inboxes[self._rank], wait=limits.wait)
         size = sum(delivery.billed for delivery in got)
         is_full = len(got) >= limits.receive_messages or size > limits.receive - limits.message
         self._most = len(got) if is_full else 0
@@ -326,7 +415,6 @@ class QueueChannel:
                 self.corrupted += 1
                 continue
             self._accept(frame, delivery)
-        return bool(got)
 
     def _acknowledge(self, count: int) -> None:
         done, self._held = self._held[:count], self._held[count:]
@@ -334,6 +422,9 @@ class QueueChannel:
             self._due.cancel()
             self._due = None
         for some in _chunks(done, self._messages.limits.acknowledge):
+            if self._near is not None:
+                self._near.acknowledge(some)
+                continue
             task = asyncio.create_task(self._messages.acknowledge(some))
             self._acknowledging.add(task)
             task.add_done_callback(self._acknowledged)
