@@ -226,16 +226,20 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def step(coroutine: Coroutine[Any, Any, T]) -> T:
     """`run`, for what may do its first step without a task (`fsdray.steps`), where it can."""
-    if _turn is None or not _turn.is_lent:
+    if _turn is None or not _turn.is_lent or asyncio._get_running_loop() is not None:
         return run(coroutine)
-    with _turn.taken() as is_mine:
+    is_mine = _turn.take()
+    try:
         if not is_mine:
-            return run(coroutine)
+            return _waited(_Work(coroutine, None))
         context = contextvars.copy_context()
         stepped = _turn.step(coroutine, context)
         if not isinstance(stepped, Waiting):
             return stepped
-        return _waited(_Work(stepped.rest, _turn, context))
+        work: _Work[T] = _Work(stepped.rest, _turn, context)
+        return _waited(work)
+    finally:
+        _turn.leave(is_mine)
 
 
 def _waited(work: _Work[T]) -> T:

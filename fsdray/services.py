@@ -154,11 +154,11 @@ class MessageLimits:
 
     def check_publish(self, messages: Sequence[Message]) -> None:
         """Raise `SettingsError` for a batch that is over the limits."""
-        sizes = [message.billed for message in messages]
         if not 1 <= len(messages) <= self.batch_messages:
             raise SettingsError(
                 f"a batch has 1 to {self.batch_messages} messages, not {len(messages)}"
             )
+        sizes = [message.billed for message in messages]
         if max(sizes) > self.message or sum(sizes) > self.batch:
             raise SettingsError(
                 f"messages of {sizes} bytes with their envelopes: one may have {self.message}, "
@@ -222,13 +222,15 @@ class Message(NamedTuple):
     @property
     def billed(self) -> int:
         """Bytes that are billed and limited: the body, and what says where it goes."""
-        return memoryview(self.body).nbytes + ENVELOPE + ADDRESS * len(self.inboxes)
+        body = self.body
+        size = len(body) if type(body) is bytes else memoryview(body).nbytes
+        return size + ENVELOPE + ADDRESS * len(self.inboxes)
 
 
 def is_direct(messages: Sequence[Message]) -> bool:
     """Whether a batch goes to its one inbox directly: SQS's send is cheaper than SNS's publish."""
-    inboxes = {message.inboxes for message in messages}
-    return len(inboxes) == 1 and len(messages[0].inboxes) == 1
+    first = messages[0].inboxes
+    return len(first) == 1 and all(message.inboxes == first for message in messages[1:])
 
 
 def count_publish(count: Count, messages: Sequence[Message], *, direct: bool) -> None:
@@ -395,10 +397,11 @@ class NearMessages(Protocol):
         """
         ...
 
-    def wait(self, inbox: str, seconds: float) -> list[Delivery]:
-        """What is in the inbox, or is there within so many seconds; this thread waits.
+    def wait(self, inbox: str, seconds: float, enough: int = 1) -> list[Delivery]:
+        """What is in the inbox; where nothing is, what there is when `enough` have come.
 
-        It may come back sooner with nothing, where others of this process were waiting.
+        This thread waits, for so many seconds at most. It may come back sooner with less, or with
+        nothing, where others of this process were waiting.
         """
         ...
 

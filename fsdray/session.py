@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence, Set
 from typing import Any
 from weakref import WeakValueDictionary
 
-from fsdray import decoding, failure, gang, loop, modules, recovery, streams, wire
+from fsdray import buffers, decoding, failure, gang, loop, modules, recovery, streams, wire
 from fsdray.collective import channels
 from fsdray.costs.medium import Medium
 from fsdray.costs.meter import Meter, metering
@@ -101,7 +101,7 @@ class Session(Values):
         try:
             with wire.collecting_modules() as needed, wire.collecting() as nested:
                 parts = _encoded(submission.name, args, kwargs)
-                if wire.size(parts) > self.settings.inline_limit:
+                if buffers.size(parts) > self.settings.inline_limit:
                     args, kwargs = self._lifted(args, kwargs, holes, len(given))
                     parts = wire.encode((args, kwargs))
                 arguments = self._send(f"arguments/{task}", parts)
@@ -395,7 +395,7 @@ class Session(Values):
 
     def _send(self, key: str, parts: list[Buffer]) -> Payload:
         """Encoded bytes to go with a call: inline where they are few."""
-        if wire.size(parts) <= self.settings.inline_limit:
+        if buffers.size(parts) <= self.settings.inline_limit:
             return Inline(b"".join(parts))
         return self.keep(key, parts)
 
@@ -412,7 +412,7 @@ class Session(Values):
             if isinstance(value, Hole):
                 return value
             parts = wire.encode(value)
-            if wire.size(parts) <= self.settings.inline_limit:
+            if buffers.size(parts) <= self.settings.inline_limit:
                 return value
             number = len(holes) + given
             holes[number] = self._stored_once(parts)
@@ -460,7 +460,7 @@ class Session(Values):
                     sent[rank][number] = value._entry
                     continue
                 parts = wire.encode(value)
-                if wire.size(parts) <= min(room, self.settings.inline_limit):
+                if buffers.size(parts) <= min(room, self.settings.inline_limit):
                     sent[rank][number] = Inline(b"".join(parts))
                 else:
                     sent[rank][number] = self.keep(_given_key(task, number, rank), parts)

@@ -13,17 +13,17 @@ from asyncio import events
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 _is_stepping = False  # on the loop of this process, of which there is one
 
 
-class Waiting(NamedTuple):
+class Waiting(NamedTuple, Generic[T]):
     """What is left of a coroutine that has to wait: to be awaited, in a task."""
 
-    rest: Coroutine[Any, Any, Any]
+    rest: Coroutine[Any, Any, T]
 
 
 def is_stepping() -> bool:
@@ -37,7 +37,7 @@ def is_stepping() -> bool:
 
 def step(
     coroutine: Coroutine[Any, Any, T], context: Context, loop: asyncio.AbstractEventLoop
-) -> T | Waiting:
+) -> T | Waiting[T]:
     """Do it by the one who has this loop, which is not running; what it returns or raises.
 
     Where it has to wait, that is to go on in the same context.

@@ -24,7 +24,7 @@ LULL = 0.02
 it. To look each millisecond whether somebody has took a tenth of small collectives' time."""
 
 
-OFTEN = 0.005
+OFTEN = 0.02
 """Seconds after which the loop runs, whatever is done meanwhile without it."""
 
 T = TypeVar("T")
@@ -65,38 +65,46 @@ class Turn:
         """Within this the caller runs it by `run`; or does not, where it is not for the caller."""
         if not self.is_lent or asyncio._get_running_loop() is not None:
             yield False
-            return
-        with self._about:
-            mine = not self._is_taken
-            self._is_taken = True
-            self._others += not mine
-            self._visits += mine
-        if not mine:
+        else:
+            is_mine = self.take()
             try:
-                yield False
+                yield is_mine
             finally:
-                with self._about:
-                    self._others -= 1
-            return
-        is_running = False
+                self.leave(is_mine)
+
+    def take(self) -> bool:
+        """Whether the caller has it now, or waits beside who has; in the end it must `leave`."""
+        with self._about:
+            if self._is_taken:
+                self._others += 1
+                return False
+            self._is_taken = True
+            self._visits += 1
         try:
             if not self._running.acquire(blocking=False):
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._running.acquire()
-            is_running = True
-            yield True
-        finally:
+        except BaseException:
             with self._about:
                 self._is_taken = False
-                self._left = time.monotonic()
-                is_called = self._others > 0 or self._is_asleep
-                self._is_asleep = False
-            if is_running:
-                self._running.release()
-            if is_called:
-                self._called.set()
+            raise
+        return True
 
-    def step(self, coroutine: Coroutine[Any, Any, T], context: Context) -> T | Waiting:
+    def leave(self, is_mine: bool) -> None:
+        """Have others take it; who has only waited waits no more."""
+        with self._about:
+            if not is_mine:
+                self._others -= 1
+                return
+            self._is_taken = False
+            self._left = time.monotonic()
+            is_called = self._others > 0 or self._is_asleep
+            self._is_asleep = False
+        self._running.release()
+        if is_called:
+            self._called.set()
+
+    def step(self, coroutine: Coroutine[Any, Any, T], context: Context) -> T | Waiting[T]:
         """Do a coroutine's first step (`fsdray.steps`) by the one who has the turn.
 
         Who takes such steps one after the other has the loop run now and then.

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from fsdray import coroutines, decoding, failure, loop, output, promise, wire
+from fsdray import buffers, coroutines, decoding, failure, loop, output, promise, wire
 from fsdray.costs.prices import Prices, prices_of
 from fsdray.errors import FsdrayError, GetTimeout, ObjectLost, RankFailed, SettingsError
 from fsdray.loop import Job, Turnstile
@@ -551,7 +551,7 @@ class Values:
     def keep(self, key: str, parts: Sequence[Buffer]) -> Kept:
         """Write encoded bytes to objects now: the caller may change what they came from."""
         loop.run(self.backend.objects.put(key, parts))
-        return Kept(key, wire.size(parts))
+        return Kept(key, buffers.size(parts))
 
     def new_id(self) -> str:
         """A name for a task or value that nothing else in the session has."""

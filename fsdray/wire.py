@@ -287,11 +287,6 @@ class _Lent:
         self.__array_interface__ = {**about, "data": (about["data"][0], False)}
 
 
-def size(parts: Sequence[Buffer]) -> int:
-    """Bytes of an encoded value."""
-    return sum(memoryview(part).nbytes for part in parts)
-
-
 def decode(data: Buffer) -> Any:
     """The value of what `encode` wrote.
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from fsdray import (
+    buffers,
     collective,
     context,
     coroutines,
@@ -226,7 +227,7 @@ def _read(here: Session, payload: Payload) -> Buffer:
 
 def _send(here: Session, call: Call, key: str, parts: list[Buffer]) -> Payload:
     """A value to be sent back: inline where it is small, and all of them fit in one reply."""
-    size = wire.size(parts)
+    size = buffers.size(parts)
     # A gang's replies travel up its tree together.
     room = here.backend.functions.limits.payload // 2 // max(1, len(call.returns))
     if size <= min(here.settings.inline_limit, room):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fsdray import wire
+from fsdray import buffers, wire
 from fsdray.errors import EnvironmentMismatch, SettingsError
 from fsdray.settings import Settings
 
@@ -174,10 +174,10 @@ def test_arrays_are_buffers_and_not_part_of_the_pickle(array: Array, is_writeabl
     if array.flags.writeable:
         array.flags.writeable = is_writeable
     for value in (array, {"in": [array]}):
-        head, body, *buffers = wire.encode(value)
+        head, body, *arrays_ = wire.encode(value)
         assert len(body) < 500
-        assert array.nbytes in [memoryview(buffer).nbytes for buffer in buffers]
-        out = wire.decode(bytearray().join([head, body, *buffers]))
+        assert array.nbytes in [memoryview(buffer).nbytes for buffer in arrays_]
+        out = wire.decode(bytearray().join([head, body, *arrays_]))
         got = out if value is array else out["in"][0]
         assert (got.dtype, got.shape, got.tobytes()) == (array.dtype, array.shape, array.tobytes())
         assert got.flags.writeable
@@ -237,7 +237,7 @@ def test_a_decoded_array_outlives_the_name_of_its_bytes() -> None:
 @given(values)
 def test_the_size_is_that_of_the_bytes(value: Any) -> None:
     parts = wire.encode(value)
-    assert wire.size(parts) == len(b"".join(parts))
+    assert buffers.size(parts) == len(b"".join(parts))
 
 
 def test_functions_and_closures_travel_by_value() -> None:

@@ -26,16 +26,18 @@ _ALIGN = 32  # of messages, so that none's head lies on both sides of the ring's
 _SIZE = struct.Struct("<Q")
 _TIME = struct.Struct("<d")
 # Where each lies in the page. A position is one of 8 bytes, which are written at once.
-_OVER, _CAPACITY, _HEAD, _FRESH, _TAIL, _AGAIN, _WATCHING = range(0, 56, 8)
+_OVER, _CAPACITY, _HEAD, _FRESH, _TAIL, _AGAIN, _WATCHING, _SENT = range(0, 64, 8)
 _STATE = struct.Struct("<QQQQQdQ")  # all of these
 _WATCHERS = 64
-_MOST_WATCHERS = (_PAGE - _WATCHERS) // _SIZE.size
+_WATCHER = struct.Struct("<QQ")  # its number, and how many must have been sent until it is told
+_MOST_WATCHERS = (_PAGE - _WATCHERS) // _WATCHER.size
 
 _MESSAGE = struct.Struct("<IIIIId")  # bytes in the ring, of the note, of the body, billed; state
 _DELIVERY = struct.Struct("<Id")  # its end: how often it was delivered, and until when it is away
 _DELIVERY_AT = _MESSAGE.size - _DELIVERY.size
 _GONE = 0xFFFFFFFF  # deliveries of a message that was acknowledged
 _READY = 0.0
+_EVER = (1 << 64) - 1  # more messages than are ever sent
 
 
 class Posted(NamedTuple):
@@ -112,6 +114,11 @@ class Inbox:
         if self._map[_OVER]:
             raise Released
 
+    def is_empty(self) -> bool:
+        """Whether there is nothing that was not taken: an answer that may be old already."""
+        now = self._map
+        return now[_FRESH : _FRESH + _SIZE.size] == now[_TAIL : _TAIL + _SIZE.size]
+
     def put(self, messages: Sequence[Posted]) -> list[int]:
         """Add messages; the numbers of those who are to be woken now.
 
@@ -137,12 +144,20 @@ class Inbox:
                 self._write(tail + _MESSAGE.size, note + body if note else body, capacity)
                 tail += size
             _SIZE.pack_into(self._map, _TAIL, tail)
-            return self._watchers(watching) if watching else []
+            sent = self._sent() + len(messages)
+            _SIZE.pack_into(self._map, _SENT, sent)
+            return self._watchers(watching, sent) if watching else []
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def take(
-        self, most: int, room: int, now: float, visibility: float, watcher: int | None = None
+        self,
+        most: int,
+        room: int,
+        now: float,
+        visibility: float,
+        watcher: int | None = None,
+        enough: int = 1,
     ) -> tuple[list[Taken], float]:
         """Messages that are ready, which others are not given for `visibility` seconds.
 
@@ -153,6 +168,7 @@ class Inbox:
         ----------
         most, room : how many, and their billed bytes; the first comes however large it is.
         now : seconds of the clock that all processes share.
+        enough : how many messages must have been sent for the watcher to be told.
 
         Raises
         ------
@@ -164,7 +180,9 @@ class Inbox:
             if over:
                 raise Released
             if fresh == tail and again > now:
-                return [], again if watcher is None else self._watch(watcher, watching, again, now)
+                if watcher is not None:
+                    again = self._watch(watcher, enough, watching, again, now)
+                return [], again
             self._fit(capacity)
             if again <= now:
                 fresh, again = head, self._come_again(head, tail, now, capacity)
@@ -187,7 +205,7 @@ class Inbox:
                 fresh += size
             _SIZE.pack_into(self._map, _FRESH, fresh)
             if not taken and watcher is not None:
-                soonest = self._watch(watcher, watching, soonest, now)
+                soonest = self._watch(watcher, enough, watching, soonest, now)
             return taken, soonest
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -239,7 +257,7 @@ class Inbox:
                 head += _MESSAGE.unpack_from(self._map, at)[0]
             _SIZE.pack_into(self._map, _OVER, 1)
             os.unlink(self._path)
-            return self._watchers(watching), notes
+            return self._watchers(watching, _EVER), notes
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
@@ -262,20 +280,40 @@ class Inbox:
 
     # Inside, under the lock
 
-    def _watch(self, number: int, watching: int, soonest: float, now: float) -> float:
+    def _watch(self, number: int, enough: int, watching: int, soonest: float, now: float) -> float:
         """Note who is to be told; when to look in any case."""
-        if number not in struct.unpack_from(f"<{watching}Q", self._map, _WATCHERS):
+        for i in range(watching):
+            if _WATCHER.unpack_from(self._map, _WATCHERS + _WATCHER.size * i)[0] == number:
+                break
+        else:
+            i = watching
             # Those for whom there is no place look again by and by.
-            if watching == _MOST_WATCHERS:
+            if i == _MOST_WATCHERS:
                 return min(soonest, now + 0.01)
-            _SIZE.pack_into(self._map, _WATCHERS + _SIZE.size * watching, number)
+        _WATCHER.pack_into(self._map, _WATCHERS + _WATCHER.size * i, number, self._sent() + enough)
+        if i == watching:
             _SIZE.pack_into(self._map, _WATCHING, watching + 1)
         return soonest
 
-    def _watchers(self, watching: int) -> list[int]:
-        found = list(struct.unpack_from(f"<{watching}Q", self._map, _WATCHERS))
-        _SIZE.pack_into(self._map, _WATCHING, 0)
+    def _watchers(self, watching: int, sent: int) -> list[int]:
+        """Who is told now that so many were sent; the others stay."""
+        found: list[int] = []
+        left = 0
+        for i in range(watching):
+            number, until = _WATCHER.unpack_from(self._map, _WATCHERS + _WATCHER.size * i)
+            if until <= sent:
+                found.append(number)
+                continue
+            if left < i:
+                _WATCHER.pack_into(self._map, _WATCHERS + _WATCHER.size * left, number, until)
+            left += 1
+        _SIZE.pack_into(self._map, _WATCHING, left)
         return found
+
+    def _sent(self) -> int:
+        """How many messages were ever put."""
+        (sent,) = _SIZE.unpack_from(self._map, _SENT)
+        return int(sent)
 
     def _come_again(self, at: int, tail: int, now: float, capacity: int) -> float:
         """Make overdue messages ready; when the next one is."""

@@ -129,31 +129,29 @@ class Inboxes:
                 ) from error
         self._wake(watchers)
 
-    def take(self, name: str, watch: bool = False) -> tuple[list[tuple[str, int, Buffer]], float]:
-        """Receipts, billed sizes and bodies of messages that are there, and when others come again.
+    def take(self, name: str, watch: int = 0) -> tuple[list[Delivery], float]:
+        """Messages that are there, and when others come again.
 
-        Where there is nothing, this process may `watch` for what is sent.
+        Where there is nothing, this process may `watch` until so many are sent.
         """
         limits = self._limits
         number = self._number if watch else None
         now = time.monotonic()
         try:
             taken, again = self._inbox(name).take(
-                limits.receive_messages, limits.receive, now, limits.visibility, number
+                limits.receive_messages, limits.receive, now, limits.visibility, number, watch
             )
         except Released:
             self._forget(name)
             raise _not_leased(name) from None
         found = []
         for receipt, billed, body, note in taken:
-            whole = self._body(body, note)
+            whole = self._body(body, note) if note else body
             if whole is not None:
-                found.append((receipt, billed, whole))
+                found.append(Delivery(name, receipt, whole, billed))
         return found, again
 
-    def take_or_watch(
-        self, name: str, ready: Callable[[], object]
-    ) -> list[tuple[str, int, Buffer]]:
+    def take_or_watch(self, name: str, ready: Callable[[], object]) -> list[Delivery]:
         """What is there; where nothing is, `ready` is called, once, when there may be something.
 
         Of several who watch an inbox the first is called; who is called and does not look is to
@@ -161,37 +159,39 @@ class Inboxes:
         """
         loop = asyncio.get_running_loop()
         self._listen(loop)
-        taken, _ = self.take(name)
+        taken, again = self._look(name, 1)
         if not taken:
-            # Where there are more processes than cores, what this one waits for is still to be sent
-            # by those that wait for its core: to let them costs less than to sleep and be woken.
-            os.sched_yield()
-            taken, again = self.take(name, True)
-            if not taken:
-                self._waiting.setdefault(name, deque()).append(ready)
-                self._look_at(again, loop)
-                return []
+            self._waiting.setdefault(name, deque()).append(ready)
+            self._look_at(again, loop)
+            return []
         if name in self._waiting:  # some may be left for them
             loop.call_soon(self._call_first, name)
         return taken
 
-    def wait(self, name: str, seconds: float) -> list[tuple[str, int, Buffer]]:
-        """What is there, or is within so many seconds; nothing where another was called instead.
+    def wait(self, name: str, seconds: float, enough: int) -> list[Delivery]:
+        """What is there; where nothing is, what is there when `enough` have come.
 
-        It takes the thread of the loop.
+        Or after so many seconds, or when another was called instead. It takes the loop's thread.
         """
         self._listen(asyncio.get_running_loop())
-        taken, _ = self.take(name)
+        taken, again = self._look(name, enough)
         if taken:
             return taken
-        os.sched_yield()  # as above
-        taken, again = self.take(name, True)
-        if taken:
-            return taken
-        left = min(seconds, again - time.monotonic())
-        if self._hearing.poll(max(0.0, 1e3 * left)):
+        if again < math.inf:
+            seconds = max(0.0, min(seconds, again - time.monotonic()))
+        if self._hearing.poll(1e3 * seconds):
             self._heard()
         return self.take(name)[0]
+
+    def _look(self, name: str, watch: int) -> tuple[list[Delivery], float]:
+        """What is there, before this process sleeps; where nothing is, it is a watcher now.
+
+        Where there are more processes than cores, what this one waits for is still to be sent by
+        those that wait for its core: to let them costs less than to sleep and be woken.
+        """
+        if self._inbox(name).is_empty():
+            os.sched_yield()
+        return self.take(name, watch)
 
     def stop(self, name: str, ready: Callable[[], object]) -> None:
         """Who watched, or was called, looks no more: the next one is called."""
@@ -201,7 +201,7 @@ class Inboxes:
                 waiting.remove(ready)
             self._call_first(name)
 
-    async def receive(self, name: str, wait: float) -> list[tuple[str, int, Buffer]]:
+    async def receive(self, name: str, wait: float) -> list[Delivery]:
         """What is there, or is within so many seconds."""
         if wait <= 0:
             return self.take(name)[0]
@@ -285,8 +285,6 @@ class Inboxes:
 
     def _body(self, body: bytes, noted: bytes) -> Buffer | None:
         """A body; None where all others have acknowledged it meanwhile."""
-        if not noted:
-            return body
         note = _Note(*pickle.loads(noted))
         if note.body is None:
             return body
@@ -324,11 +322,11 @@ class Inboxes:
 
     def _heard(self) -> None:
         """Somebody has sent: the first who waits of each inbox looks."""
-        os.sched_yield()  # after others who are about to send
         with suppress(BlockingIOError):
             os.read(self._own_pipe, 4096)
-        for name in list(self._waiting):
-            self._call_first(name)
+        if self._waiting:
+            for name in list(self._waiting):
+                self._call_first(name)
 
     def _call_first(self, name: str) -> None:
         waiting = self._waiting.get(name)
@@ -347,9 +345,9 @@ class Inboxes:
             if self._alarm.when() <= when:
                 return
             self._alarm.cancel()
-        self._alarm = None if when == math.inf else loop.call_at(when, self._look)
+        self._alarm = None if when == math.inf else loop.call_at(when, self._rung)
 
-    def _look(self) -> None:
+    def _rung(self) -> None:
         self._alarm = None
         for name in list(self._waiting):
             self._call_first(name)
@@ -426,7 +424,7 @@ class LocalMessages:
 
     async def receive(self, inbox: str, *, wait: float) -> list[Delivery]:
         self.limits.check_wait(wait)
-        deliveries = _delivered(inbox, await self._inboxes.receive(inbox, wait))
+        deliveries = await self._inboxes.receive(inbox, wait)
         count_receive(self._count, deliveries)
         return deliveries
 
@@ -451,8 +449,7 @@ class _Near:
     def receive(self, inbox: str, ready: Callable[[], object]) -> list[Delivery]:
         return self._counted(inbox, self._inboxes.take_or_watch(inbox, ready))
 
-    def _counted(self, inbox: str, taken: list[tuple[str, int, Buffer]]) -> list[Delivery]:
-        deliveries = _delivered(inbox, taken)
+    def _counted(self, inbox: str, deliveries: list[Delivery]) -> list[Delivery]:
         if not deliveries:
             self._since.setdefault(inbox, time.monotonic())
             return deliveries
@@ -463,8 +460,8 @@ class _Near:
         count_receive(self._count, deliveries)
         return deliveries
 
-    def wait(self, inbox: str, seconds: float) -> list[Delivery]:
-        return self._counted(inbox, self._inboxes.wait(inbox, seconds))
+    def wait(self, inbox: str, seconds: float, enough: int = 1) -> list[Delivery]:
+        return self._counted(inbox, self._inboxes.wait(inbox, seconds, enough))
 
     def stop(self, inbox: str, ready: Callable[[], object]) -> None:
         self._since.pop(inbox, None)
@@ -474,10 +471,6 @@ class _Near:
         self._limits.check_acknowledge(deliveries)
         self._count("acknowledge", 1)
         self._inboxes.drop(deliveries[0].inbox, [d.receipt for d in deliveries])
-
-
-def _delivered(inbox: str, taken: Iterable[tuple[str, int, Buffer]]) -> list[Delivery]:
-    return [Delivery(inbox, receipt, body, billed) for receipt, billed, body in taken]
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote
 
+from fsdray import buffers
 from fsdray.backends.local.rewritten import MODE, Rewritten, etag_of, write
 from fsdray.errors import ServiceError
 from fsdray.services import MIB, Blob, Buffer, Count, ObjectLimits, Pace, gets, puts
@@ -226,7 +227,7 @@ class LocalObjects:
     ) -> str | None:
         self.limits.check_put(key, if_absent, if_match)
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
-        size = sum(memoryview(part).nbytes for part in parts)
+        size = buffers.size(parts)
         self._count("put", puts(size))
         self._count("put_bytes", size)
         try:

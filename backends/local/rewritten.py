@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from fsdray import buffers
 from fsdray.services import MIB, Buffer
 
 MODE = 0o700
@@ -116,7 +117,7 @@ class Rewritten:
 
     def written(self, data: Sequence[Buffer]) -> tuple[File, str]:
         """A file in which this lies, and its etag; it is the caller's until it is kept."""
-        size = sum(memoryview(part).nbytes for part in data)
+        size = buffers.size(data)
         self._number += 1
         file = self._taken(size)
         if file is None:

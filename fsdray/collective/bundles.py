@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from fsdray.collective.frames import Codec
+from fsdray import buffers
+from fsdray.collective.frames import CODECS, Codec
 from fsdray.services import Buffer
 
 _COUNT = struct.Struct("<Q")
@@ -19,8 +20,7 @@ HEAD = _COUNT.size
 ENTRY = _BOX.size
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A message of `source` for `dest`, ranks of a communicator.
 
     Where it `is_note`, the message itself comes straight from its source.
@@ -35,7 +35,7 @@ class Box:
     @property
     def size(self) -> int:
         """Bytes of the message."""
-        return sum(memoryview(part).nbytes for part in self.payload)
+        return buffers.size(self.payload)
 
     def as_note(self) -> Box:
         """What goes in the place of a message that goes straight."""
@@ -63,7 +63,7 @@ def unpack(payload: Buffer) -> list[Box]:
     boxes = []
     for i in range(count):
         source, dest, codec, is_note, start, end = _BOX.unpack_from(view, HEAD + ENTRY * i)
-        boxes.append(Box(source, dest, Codec(codec), [view[start:end]], is_note))
+        boxes.append(Box(source, dest, CODECS[codec], [view[start:end]], is_note))
     return boxes
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xxhash import xxh3_64
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from fsdray.services import Buffer
 
@@ -17,6 +17,8 @@ _BITS = (1 << 32) - 1
 
 def checksum(parts: Sequence[Buffer]) -> int:
     """32 bits of these bytes, which may be in pieces anyhow."""
+    if len(parts) == 1:
+        return int(xxh3_64_intdigest(parts[0])) & _BITS
     hashed = xxh3_64()
     for part in parts:
         hashed.update(part)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import zstandard
 
+from fsdray import buffers
 from fsdray.collective.frames import Codec, Corrupted
 from fsdray.services import BILLING_UNIT, Buffer
 
@@ -35,7 +36,7 @@ def encode(payload: Sequence[Buffer], ranks: int = 1) -> tuple[Codec, Sequence[B
     ranks : whose messages may come to one request: if so many of this size are not billed as more
         than one unit, to make this one smaller saves nothing.
     """
-    size = sum(memoryview(part).nbytes for part in payload)
+    size = buffers.size(payload)
     if size * max(ranks, _TOGETHER) < BILLING_UNIT:
         return Codec.RAW, payload
     compressor = _zstd.compressor

@@ -96,19 +96,19 @@ class Endpoint:
             await asyncio.wait(begun)
         await self.channel.close()
 
-    def collect_here(self, is_there: Callable[[], bool]) -> bool:
-        """Take what comes until `is_there`, for a moment, where this thread may wait for it.
+    def collect_here(self, missing: Callable[[], int]) -> bool:
+        """Take what comes until none is `missing`, for a moment, where this thread may wait for it.
 
-        Whether it is.
+        Whether all is there.
 
         Raises
         ------
         what the gang is broken by.
         """
         if is_stepping():
-            self.channel.collect_here(is_there)
+            self.channel.collect_here(missing)
             self.mailbox.check()
-        return is_there()
+        return not missing()
 
     async def within(
         self,

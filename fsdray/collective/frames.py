@@ -52,7 +52,7 @@ class Codec(enum.IntEnum):
 
 
 _OPERATIONS = {int(operation): operation for operation in Operation}
-_CODECS = {int(codec): codec for codec in Codec}
+CODECS = {int(codec): codec for codec in Codec}
 
 
 class Key(NamedTuple):
@@ -128,7 +128,7 @@ def pack_parts(frame: Frame, payload: Sequence[Buffer]) -> list[Buffer]:
         frame.tag,
         frame.part,
         frame.parts,
-        sum(memoryview(part).nbytes for part in payload),
+        buffers.size(payload),
         len(frame.destinations),
     ) + pack_ranks(frame.destinations)
     mac = bytes(16)
@@ -158,7 +158,7 @@ def unpack(data: Buffer) -> Frame:
     return Frame(
         epoch,
         _OPERATIONS[operation],
-        _CODECS[codec & ~_POINTER],
+        CODECS[codec & ~_POINTER],
         comm,
         number,
         source,
@@ -193,4 +193,6 @@ def split(payload: Sequence[Buffer], limit: int) -> list[memoryview]:
     """A payload, joined, in pieces of at most `limit` bytes; an empty one is one piece."""
     whole = payload[0] if len(payload) == 1 else buffers.joined(payload)
     view = memoryview(whole).cast("B")
+    if view.nbytes <= limit:
+        return [view]
     return [view[at : at + limit] for at in range(0, max(1, view.nbytes), limit)]

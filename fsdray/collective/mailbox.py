@@ -113,6 +113,10 @@ class Mailbox:
         if self._is_known(key):
             self.dropped += 1
             return
+        if frame.parts == 1:
+            self._parts.pop(key, None)
+            self._complete(key, [frame])
+            return
         parts = self._parts.setdefault(key, {}).setdefault(frame.incarnation, {})
         if frame.part in parts:
             self.dropped += 1
@@ -197,8 +201,9 @@ class Mailbox:
             taken -= {known for known in taken if known[0] < number}
         # What nobody asked for while it could be asked for, nobody will.
         for kept in (self._letters, self._parts):
-            for key in [key for key in kept if self._is_over(key, communicator)]:
-                del kept[key]
+            if kept:
+                for key in [key for key in kept if self._is_over(key, communicator)]:
+                    del kept[key]
 
     def forget(self, communicator: int) -> None:
         """A communicator is freed at this rank: what is or will be there for it is dropped."""

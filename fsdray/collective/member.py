@@ -98,13 +98,16 @@ class Member:
         if self._posted is not None:
             # Its owner may change it before it is sent.
             payload = [b"".join(payload)]
-        return Parcel(tuple(self._members[rank] for rank in ranks), packing, payload)
+        return Parcel.of(tuple(self._members[rank] for rank in ranks), packing, payload)
 
     def _note(self, operation: Operation, parcels: Sequence[Parcel]) -> None:
         """What a round sends is counted, and kept for `explain`."""
-        self._end.sent_bytes += sum(parcel.size for parcel in parcels)
+        largest = 0
+        for parcel in parcels:
+            self._end.sent_bytes += parcel.size
+            largest = max(largest, parcel.size)
         if parcels or self._last is None or self._last[0] != operation:
-            self._last = operation, max((parcel.size for parcel in parcels), default=0)
+            self._last = operation, largest
 
     def _begun(self, call: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         """Begin an operation, which goes on by itself; what it is given may be changed at once."""
@@ -181,7 +184,9 @@ class Member:
             # together must not depend on that.
             await asyncio.sleep(0)
         sent = self._end.post(outgoing, posted) if outgoing.parcels else None
-        is_there = not keys or self._end.collect_here(lambda: all(map(mailbox.has, keys.values())))
+        is_there = not keys or self._end.collect_here(
+            lambda: len(keys) - sum(map(mailbox.has, keys.values()))
+        )
         if is_there:
             self._missing(called, list(keys.values()), before)
         if sent is not None or not is_there:

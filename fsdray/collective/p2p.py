@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
-from fsdray import wire
+from fsdray import buffers
 from fsdray.collective.endpoint import Endpoint, seen
 from fsdray.collective.envelope import (
     ANY_SOURCE,
@@ -182,7 +182,7 @@ class PointToPoint(Member):
         dest = self._rank(dest, "dest")
         parcel = self._parcel((dest,), obj)
         if dest != self.rank:
-            self._end.sent_bytes += wire.size(parcel.payload)
+            self._end.sent_bytes += buffers.size(parcel.payload)
         # Numbered last: a number that is never sent would hold up all that come after it.
         outgoing = Outgoing(Operation.SEND, self._id, next(self._sent[dest]), tag, [parcel])
         return self._do_send(outgoing, dest, self._posted, may_linger)
@@ -251,7 +251,7 @@ class PointToPoint(Member):
                 others = [each for each in sources if each != self._end.rank]
                 await channel.collect([mailbox.next_send(self._id, each) for each in others])
 
-        if self._end.collect_here(is_there):
+        if self._end.collect_here(lambda: not is_there()):
             return
         missing = range(self.size) if source is None else (self._members.index(source),)
         await self._end.within(lambda: self._who(what), lambda: missing, receiving=collect())

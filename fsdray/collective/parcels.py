@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
+from fsdray import buffers
 from fsdray.collective.frames import Codec, Frame, Operation, split
 from fsdray.services import Buffer
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """One payload for one or more ranks."""
+class Parcel(NamedTuple):
+    """One payload, of `size` bytes, for one or more ranks."""
 
     destinations: tuple[int, ...]
     codec: Codec
     payload: Sequence[Buffer]
+    size: int
 
-    @cached_property
-    def size(self) -> int:
-        """Bytes of payload."""
-        return sum(memoryview(part).nbytes for part in self.payload)
+    @classmethod
+    def of(cls, destinations: tuple[int, ...], codec: Codec, payload: Sequence[Buffer]) -> Parcel:
+        """A parcel with this payload."""
+        return cls(destinations, codec, payload, buffers.size(payload))
 
 
 class Outgoing(NamedTuple):
@@ -46,6 +45,7 @@ def frames(
     parcel: Parcel,
     limit: int,
     incarnation: int = 0,
+    is_pointer: bool = False,
 ) -> list[Frame]:
     """A parcel's frames, with at most `limit` bytes of payload in each."""
     pieces = split(parcel.payload, limit)
@@ -63,6 +63,7 @@ def frames(
             parts=len(pieces),
             payload=piece,
             incarnation=incarnation,
+            is_pointer=is_pointer,
         )
         for part, piece in enumerate(pieces)
     ]

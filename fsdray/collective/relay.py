@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from fsdray import wire
@@ -126,7 +125,7 @@ class Relays(PointToPoint):
         self._check_open()
         parcel = self._parcel((0,), value)
         if self.rank and self._choice(passes_root, parcel.size):
-            parcel = replace(parcel, destinations=self._others())
+            parcel = parcel._replace(destinations=self._others())
         up = self._number() if number is None else number
         return self._combined(operation, parcel, up, self._number(), self._posted)
 
@@ -196,7 +195,7 @@ class Relays(PointToPoint):
                         and self._choice(passes_grid, box.size)
                     ):
                         ranks = (self._members[box.dest],)
-                        straight.append(Parcel(ranks, box.codec, box.payload))
+                        straight.append(Parcel.of(ranks, box.codec, box.payload))
                         box = box.as_note()
                     (kept if to == self.rank else out[to]).append(box)
                 parcels = [self._bundle((rank,), some) for rank, some in out.items()]
@@ -342,7 +341,7 @@ class Relays(PointToPoint):
 
     def _bundle(self, ranks: Sequence[int], boxes: Sequence[Box]) -> Parcel:
         members = tuple(self._members[rank] for rank in ranks)
-        return Parcel(members, Codec.RAW, bundles.pack(boxes))
+        return Parcel.of(members, Codec.RAW, bundles.pack(boxes))
 
     def _others(self) -> tuple[int, ...]:
         return tuple(member for rank, member in enumerate(self._members) if rank != self.rank)

@@ -44,7 +44,7 @@ class Meter:
 
 def count(name: str, amount: float = 1) -> None:
     """Report a billed request to the meters of this context; outside of any it is dropped."""
-    meter = ambient()
+    meter = _ambient.get() or _outermost
     if meter is not None:
         meter.add(name, amount)
 

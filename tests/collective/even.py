@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from fsdray import wire
+from fsdray import buffers, wire
 from fsdray.collective import AsyncCommunicator, algorithms, codec
 from fsdray.collective.algorithms import Setting
 from fsdray.collective.frames import Operation
@@ -83,7 +83,7 @@ def setting(channel: str, size: int, memory: int = 0, **changes: Any) -> Setting
 
 def packed(value: Any, ranks: int) -> int:
     """Bytes of a value's payload, where so many ranks exchange theirs."""
-    return wire.size(codec.encode(wire.encode(value), ranks)[1])
+    return buffers.size(codec.encode(wire.encode(value), ranks)[1])
 
 
 def run_each(call: Program, value: Any) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -28,7 +28,7 @@ EPOCH = bytes.fromhex(GANG)
 def outgoing(
     *parcels: tuple[Sequence[int], bytes], operation: Operation = Operation.SCATTER, number: int = 0
 ) -> Outgoing:
-    made = [Parcel(tuple(ranks), Codec.RAW, [payload]) for ranks, payload in parcels]
+    made = [Parcel.of(tuple(ranks), Codec.RAW, [payload]) for ranks, payload in parcels]
     return Outgoing(operation, 0, number, 0, made)
 
 

@@ -430,7 +430,7 @@ def test_a_message_that_another_operations_reading_brings_is_not_missed(channel:
     async def program(comm: AsyncCommunicator) -> Any:
         receiving = asyncio.ensure_future(comm.recv(source=1))
         await asyncio.sleep(0)  # it has looked and found nothing, but does not wait yet
-        parcel = Parcel((0,), *codec.encode(wire.encode("between")))
+        parcel = Parcel.of((0,), *codec.encode(wire.encode("between")))
         sent = Outgoing(Operation.SEND, 0, 0, 0, [parcel])
         for frame in frames(bytes.fromhex(GANG), 1, sent, parcel, 1000):
             comm._end.mailbox.deposit(frame)

@@ -268,7 +268,7 @@ def test_the_operation_of_a_message_is_known_from_its_first_part() -> None:
 def test_what_a_rank_sends_to_itself_takes_its_turn() -> None:
     mailbox = Mailbox(EPOCH, RANK)
     for number, text in ((1, b"second"), (0, b"first")):
-        parcel = Parcel((RANK,), Codec.RAW, [text[:2], text[2:]])
+        parcel = Parcel.of((RANK,), Codec.RAW, [text[:2], text[2:]])
         mailbox.keep_own(Outgoing(Operation.SEND, 0, number, 7, [parcel]))
     got = [taken(mailbox, RANK, 7) for _ in range(2)]
     assert [bytes(letter.payload) for letter in got if letter] == [b"first", b"second"]

@@ -91,8 +91,8 @@ class Channel(Protocol):
         """
         ...
 
-    def collect_here(self, is_there: Callable[[], bool]) -> None:
-        """Take what comes until `is_there`, for a moment, in this thread, which may wait for it.
+    def collect_here(self, missing: Callable[[], int]) -> None:
+        """Take what comes until none is `missing`, for a moment, in this thread, which may wait.
 
         A channel whose messages are not near, or that has more to do meanwhile, does nothing.
         """

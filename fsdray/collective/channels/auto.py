@@ -115,7 +115,7 @@ class AutoChannel(QueueChannel):
         }
         found = pointers([parcel.destinations for parcel in written], self._messages.limits)
         return [
-            Parcel(ranks, Codec.RAW, [pack_spans([at[rank] for rank in ranks[:entries]])])
+            Parcel.of(ranks, Codec.RAW, [pack_spans([at[rank] for rank in ranks[:entries]])])
             for ranks, entries in found
         ]
 

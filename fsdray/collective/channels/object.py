@@ -78,7 +78,7 @@ class ObjectChannel:
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
 
-    def collect_here(self, is_there: Callable[[], bool]) -> None:
+    def collect_here(self, missing: Callable[[], int]) -> None:
         """Objects are waited for on the loop."""
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:

@@ -119,18 +119,15 @@ class QueueChannel:
             del self._collecting[changed]
             changed.cancel()
 
-    def collect_here(self, is_there: Callable[[], bool]) -> None:
+    def collect_here(self, missing: Callable[[], int]) -> None:
         if self._near is None or self._departure is not None:
             return  # what lingers goes on the loop
         end = time.monotonic() + PATIENCE
-        while not is_there() and not self._is_fetching():
+        while (count := missing()) and not self._is_fetching():
             left = end - time.monotonic()
             if left <= 0:
                 return
-            got = self._near.wait(self._inboxes[self._rank], left)
-            self._received(got)
-            if got and self._gathers() and not is_there():
-                time.sleep(LINGER)
+            self._received(self._near.wait(self._inboxes[self._rank], left, count))
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """A rank was started again: what it was sent, and will be, goes to another inbox."""
@@ -178,35 +175,42 @@ class QueueChannel:
         """Send these parcels of what is sent as frames, and these as pointers to what is stored."""
         limits = self._messages.limits
         incarnation = self._moved.get(self._rank, 0) % 256
-        marked = [(each, False) for each in parcels] + [(each, True) for each in pointers]
-        attached = stored if self._is_attached(pointers) else None
-        for parcel, is_pointer in marked:
-            for group, some in groups(parcel.destinations, limits.fanout):
-                room = limits.room(len(some)) - overhead(len(some))
-                addressed = Parcel(some, parcel.codec, parcel.payload)
-                for frame in frames(
-                    self._epoch, self._rank, outgoing, addressed, room, incarnation
-                ):
-                    marked_frame = frame._replace(is_pointer=True) if is_pointer else frame
-                    self._send(pack(marked_frame), group, some, attached if is_pointer else None)
+        for some_parcels, is_pointer in ((parcels, False), (pointers, True)):
+            attached = stored if is_pointer and self._is_attached(pointers) else None
+            for parcel in some_parcels:
+                for group, ranks in groups(parcel.destinations, limits.fanout):
+                    room = limits.room(len(ranks)) - overhead(len(ranks))
+                    for frame in frames(
+                        self._epoch,
+                        self._rank,
+                        outgoing,
+                        parcel._replace(destinations=ranks),
+                        room,
+                        incarnation,
+                        is_pointer,
+                    ):
+                        self._send(pack(frame), group, ranks, attached)
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._near is not None and self._departure is None and not may_linger and is_stepping():
             # Nothing else is posted in this turn.
             self._leave(self._near, arrived)
-            return arrived
-        # Others travel with it: who gives up waiting does not stop it.
+        else:
+            self._board(arrived, outgoing.operation == Operation.SEND, may_linger)
+        if self._log is not None and self._log.is_full:
+            return asyncio.ensure_future(self._relieved(self._log, arrived))
+        return arrived
+
+    def _board(self, arrived: asyncio.Future[None], is_send: bool, may_linger: bool) -> None:
+        """Have it go with the next departure: who gives up waiting does not stop that."""
         self._aboard.append(arrived)
         if self._departure is None:
-            self._is_send = outgoing.operation == Operation.SEND
+            self._is_send = is_send
             self._departure = asyncio.create_task(self._depart())
             self._under_way.add(self._departure)
             self._departure.add_done_callback(self._under_way.discard)
         waiting = sum(map(len, self._ready.values()))
-        if not may_linger or waiting >= limits.batch_messages:
+        if not may_linger or waiting >= self._messages.limits.batch_messages:
             self.hurry()
-        if self._log is not None and self._log.is_full:
-            return asyncio.ensure_future(self._relieved(self._log, arrived))
-        return arrived
 
     def _leave(self, near: NearMessages, arrived: asyncio.Future[None]) -> None:
         """Publish at once."""
@@ -254,7 +258,8 @@ class QueueChannel:
         """What this delivery brought is safe: acknowledge it by and by, in full batches."""
         self._held.append(delivery)
         limits = self._messages.limits
-        self._acknowledge(len(self._held) // limits.acknowledge * limits.acknowledge)
+        if len(self._held) >= limits.acknowledge:
+            self._acknowledge(len(self._held) // limits.acknowledge * limits.acknowledge)
         if self._held and self._due is None:
             # The rest goes before the service would deliver it again.
             loop = asyncio.get_running_loop()
@@ -441,6 +446,8 @@ class QueueChannel:
 
 def batches(messages: Sequence[Message], limits: MessageLimits) -> Iterator[list[Message]]:
     """Messages in as few publishes as the limits allow, first fit in order of size."""
+    if len(messages) == 1:
+        return iter([list(messages)])
     open_batches: list[tuple[int, list[Message]]] = []
     for message in sorted(messages, key=lambda m: -m.billed):
         size = message.billed
