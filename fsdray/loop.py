@@ -232,6 +232,8 @@ def step(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         if not is_mine:
             return _waited(_Work(coroutine, None))
+        if not _turn.may_step():
+            return _waited(_Work(coroutine, _turn))
         context = contextvars.copy_context()
         stepped = _turn.step(coroutine, context)
         if not isinstance(stepped, Waiting):

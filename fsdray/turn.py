@@ -49,6 +49,7 @@ class Turn:
         self._is_asleep = False  # the thread of its own, until who has it leaves
         self._left = 0.0  # when the last one who waited left it
         self._ran = 0.0  # when the loop stopped last
+        self._busy = 0.0  # until when it has others' work to do
         self._called = threading.Event()
 
     def keep(self) -> None:
@@ -104,6 +105,10 @@ class Turn:
         if is_called:
             self._called.set()
 
+    def may_step(self) -> bool:
+        """Whether nobody else needs the loop, as far as can be seen."""
+        return not self._others and time.monotonic() >= self._busy
+
     def step(self, coroutine: Coroutine[Any, Any, T], context: Context) -> T | Waiting[T]:
         """Do a coroutine's first step (`fsdray.steps`) by the one who has the turn.
 
@@ -131,7 +136,8 @@ class Turn:
         return is_over()
 
     def call(self) -> None:
-        """Have its own thread run it, where nobody does."""
+        """Have its own thread run it, where nobody does; who has it runs it for a while."""
+        self._busy = time.monotonic() + LULL
         if self.is_lent and not self._running.locked():
             self._called.set()
 

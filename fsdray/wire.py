@@ -39,6 +39,7 @@ _ALIGN = 64  # bytes: the widest vector load, so that arrays in place are as fas
 _FEW = 16  # items of a list that are looked at, rather than left to cloudpickle
 _MANY = 1024  # types and shapes of arrays that are remembered
 _About: TypeAlias = tuple[str, tuple[int, ...], bool]  # an array's type, shape, whether Fortran's
+_BUILT_IN = 24  # NumPy's own types have numbers below this
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -134,7 +135,8 @@ def is_simple(value: Any) -> bool:
     kind, flags = value.dtype, value.flags
     return bool(
         kind.kind in "biufc"
-        and kind.isbuiltin == 1
+        and kind.num < _BUILT_IN
+        and kind.isnative
         and kind.metadata is None
         and flags.forc
         and flags.writeable
@@ -153,7 +155,9 @@ def _start(array: Any) -> bytes:
         raws: list[pickle.PickleBuffer] = []
         body = pickle.dumps(array, protocol=5, buffer_callback=raws.append)
         start = b"".join(_laid_out(body, [raw.raw() for raw in raws])[:-1])
-        _starts[about], _arrays[start] = start, (about, array.dtype)
+        # By its letter: what is pickled with a type is a copy of it.
+        _starts[about] = start
+        _arrays[start] = about, sys.modules["numpy"].dtype(array.dtype.char)
     return start
 
 

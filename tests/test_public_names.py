@@ -79,6 +79,7 @@ TESTING_NAMES = [
     "Latency",
     "Network",
     "Simulation",
+    "ThroughNear",
     "Trace",
     "call_function",
     "check_functions",

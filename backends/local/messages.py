@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from fsdray.backends.local import cores
 from fsdray.backends.local.inbox import Inbox, Posted, Released
 from fsdray.backends.local.objects import Files
 from fsdray.errors import ServiceError
@@ -108,9 +109,10 @@ class Inboxes:
             self._forget(name)
 
     def put(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            for name in message.inboxes:
-                self._check(name)
+        if len(messages) > 1 or len(messages[0].inboxes) > 1:  # none is sent unless all can be
+            for message in messages:
+                for name in message.inboxes:
+                    self._check(name)
         posted: dict[str, list[Posted]] = {}
         for message in messages:
             each = self._posted(message)
@@ -174,6 +176,7 @@ class Inboxes:
         Or after so many seconds, or when another was called instead. It takes the loop's thread.
         """
         self._listen(asyncio.get_running_loop())
+        cores.keep()
         taken, again = self._look(name, enough)
         if taken:
             return taken
@@ -184,13 +187,9 @@ class Inboxes:
         return self.take(name)[0]
 
     def _look(self, name: str, watch: int) -> tuple[list[Delivery], float]:
-        """What is there, before this process sleeps; where nothing is, it is a watcher now.
-
-        Where there are more processes than cores, what this one waits for is still to be sent by
-        those that wait for its core: to let them costs less than to sleep and be woken.
-        """
+        """What is there, before this process sleeps; where nothing is, it is a watcher now."""
         if self._inbox(name).is_empty():
-            os.sched_yield()
+            cores.give_way()
         return self.take(name, watch)
 
     def stop(self, name: str, ready: Callable[[], object]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fsdray import environment, loop, worker
+from fsdray.backends.local import cores
 from fsdray.backends.local.backend import LocalBackend
 from fsdray.backends.local.functions import LocalFunctions
 from fsdray.backends.local.link import Link
@@ -65,6 +66,7 @@ def main(calls_socket: socket.socket, link_socket: socket.socket, log_fd: int, c
             intake.reply(number, reply, time.perf_counter() - began, is_spent)
 
         worker.run(payload, backend, timeout, respond)
+        cores.as_usual()
 
 
 class _Marked(io.RawIOBase):

@@ -105,10 +105,11 @@ class Endpoint:
         ------
         what the gang is broken by.
         """
-        if is_stepping():
-            self.channel.collect_here(missing)
-            self.mailbox.check()
-        return not missing()
+        if not is_stepping() or self._begun:  # what was begun goes on on the loop
+            return not missing()
+        is_there = self.channel.collect_here(missing)
+        self.mailbox.check()
+        return is_there
 
     async def within(
         self,

@@ -187,9 +187,9 @@ class Member:
         is_there = not keys or self._end.collect_here(
             lambda: len(keys) - sum(map(mailbox.has, keys.values()))
         )
-        if is_there:
+        if is_there and keys:
             self._missing(called, list(keys.values()), before)
-        if sent is not None or not is_there:
+        if not is_there or (sent is not None and not (sent.done() and sent.result() is None)):
             await self._end.within(
                 lambda: self._who(outgoing.operation.name.lower()),
                 lambda: [source for source, key in keys.items() if not mailbox.has(key)],

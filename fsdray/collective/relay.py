@@ -73,12 +73,13 @@ class Relays(PointToPoint):
 
     def _choice(self, policy: Callable[[Setting, T], Any], about: T) -> Any:
         """What a policy says here; of each thing it is asked once."""
-        if len(self._choices) > CHOICES:
-            self._choices.clear()
         key = policy, about
-        if key not in self._choices:
-            self._choices[key] = policy(self.setting(), about)
-        return self._choices[key]
+        chosen = self._choices.get(key)
+        if chosen is None:
+            if len(self._choices) > CHOICES:
+                self._choices.clear()
+            chosen = self._choices[key] = policy(self.setting(), about)
+        return chosen
 
     def explain(self, operation: str | None = None, nbytes: int | None = None) -> Explanation:
         """What is chosen for an operation, with its numbers and those of the other ways.
@@ -213,12 +214,13 @@ class Relays(PointToPoint):
         self, operation: Operation, boxes: Sequence[Box], number: int
     ) -> dict[int, Any]:
         """The messages in boxes, by their sources; those that came straight came in `number`."""
-        sources = tuple(box.source for box in boxes if box.is_note)
-        empty = self._outgoing(operation, number, Exchange((), sources))
-        letters = await self._swap(empty, sources) if sources else {}
-        return {
-            box.source: opened(letters[box.source]) if box.is_note else _value(box) for box in boxes
-        }
+        found = {box.source: _value(box) for box in boxes if not box.is_note}
+        if len(found) < len(boxes):
+            sources = tuple(box.source for box in boxes if box.is_note)
+            empty = self._outgoing(operation, number, Exchange((), sources))
+            letters = await self._swap(empty, sources)
+            found |= {source: opened(letter) for source, letter in letters.items()}
+        return found
 
     # Reduced, at everybody
 
@@ -268,9 +270,10 @@ class Relays(PointToPoint):
             )
             word: Any = None
             if hears:
-                word = Word.CUT if pieces.are_alike(values) else Word.WHOLE
                 if not any(isinstance(value, Piece) for value in values):
                     word = await self._folded(op, values)
+                else:
+                    word = Word.CUT if pieces.are_alike(values) else Word.WHOLE
             if not is_flat:
                 word = await self._from_0(word, said, before=up)
             if word is Word.CUT:

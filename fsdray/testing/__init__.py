@@ -18,6 +18,7 @@ from fsdray.testing.function_checks import FUNCTION_CHECKS, STOP_CHECKS, check_f
 from fsdray.testing.inprocess import run_ranks
 from fsdray.testing.lambda_host import LambdaHost
 from fsdray.testing.message_checks import MESSAGE_CHECKS, check_messages
+from fsdray.testing.near import ThroughNear
 from fsdray.testing.object_checks import OBJECT_CHECKS, check_objects
 from fsdray.testing.simulation import Deadlock, Simulation, compute, simulate
 
@@ -36,6 +37,7 @@ __all__ = [
     "Latency",
     "Network",
     "Simulation",
+    "ThroughNear",
     "Trace",
     "call_function",
     "check_functions",

@@ -34,14 +34,17 @@ from fsdray.testing.expect import (
     waited,
     wide_view,
 )
+from fsdray.testing.near import ThroughNear
 
 MessageCheck: TypeAlias = Callable[[Messages], Coroutine[Any, Any, None]]
 
 
 async def check_messages(messages: Messages) -> None:
-    """Run all of `MESSAGE_CHECKS`, one after the other."""
-    for check in MESSAGE_CHECKS:
-        await check(messages)
+    """Run all of `MESSAGE_CHECKS`, one after the other; where messages are near, that way too."""
+    ways = [messages] if messages.near is None else [messages, ThroughNear(messages)]
+    for way in ways:
+        for check in MESSAGE_CHECKS:
+            await check(way)
 
 
 async def a_message_arrives_as_it_was_sent(messages: Messages) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,9 @@ import pytest
 
 import fsdray as fsd
 from fsdray.collective import AsyncCommunicator
+from fsdray.collective.algorithms import Setting
+from fsdray.collective.frames import Operation
+from fsdray.costs.meter import metering
 from fsdray.errors import (
     CollectiveError,
     CollectiveTimeout,
@@ -21,6 +27,7 @@ from fsdray.errors import (
 from fsdray.services import MIB
 from tests import on_aws
 from tests.collective import CHANNELS, noise
+from tests.collective.even import SENT, bill
 from tests.conftest import clean_session
 
 LARGE = 400_000  # bytes: above the inline limit
@@ -270,3 +277,114 @@ def test_what_was_read_makes_room_for_what_comes(
     left = max(count for count, _ in found)
     assert left <= most
     assert max_retries == 0 or left >= 80, "a rank that is started again reads them all"
+
+
+# Where processes are on one machine, most of what a rank calls needs no task
+
+
+@in_one_session
+@pytest.mark.usefixtures("branching")
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_what_was_begun_goes_on_while_its_rank_calls_others(channel: str) -> None:
+    @fsd.remote(world_size=4, channel=channel)
+    def works(rounds: int) -> bool:
+        comm = fsd.collective.world()
+        begun, other = comm.dup(), comm.dup()
+        rank, size = comm.rank, comm.size
+        are_right = True
+        for i in range(rounds):
+            sends = [begun.isend((i, rank), (rank + 1) % size)]
+            every = begun.ialltoall([noise(LARGE, rank * size + dest) for dest in range(size)])
+            total = begun.iallreduce(rank + i)
+            receive = begun.irecv(source=(rank - 1) % size)
+            are_right &= [other.allreduce(k) for k in range(5)] == [size * k for k in range(5)]
+            # The others wait for what this one has begun and does not wait for.
+            fsd.collective.Request.waitall(sends)
+            are_right &= receive.wait() == (i, (rank - 1) % size)
+            are_right &= total.wait() == sum(range(size)) + size * i
+            for source, got in enumerate(every.wait()):
+                are_right &= np.array_equal(got, noise(LARGE, source * size + rank))
+            other.barrier()
+        return bool(are_right)
+
+    assert fsd.get(works.remote(3)) == [True] * 4
+
+
+@in_one_session
+@pytest.mark.usefixtures("branching")
+def test_threads_of_a_rank_talk_at_the_same_time() -> None:
+    @fsd.remote(world_size=3, channel="auto")
+    def works(threads: int, rounds: int) -> list[list[int]]:
+        comm = fsd.collective.world()
+        parts = [comm.dup() for _ in range(threads)]
+
+        def talk(number: int) -> list[int]:
+            return [parts[number].allreduce(i + number) for i in range(rounds)]
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(talk, range(threads)))
+
+    expected = [[3 * (i + number) for i in range(20)] for number in range(4)]
+    assert fsd.get(works.remote(4, 20)) == [expected] * 3
+
+
+@in_one_session
+@pytest.mark.usefixtures("branching")
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_ranks_wait_for_those_that_come_late_and_for_those_that_do_not(channel: str) -> None:
+    @fsd.remote(world_size=3, channel=channel)
+    def works(pauses: list[float]) -> list[int]:
+        comm = fsd.collective.world()
+        found = []
+        for i, pause in enumerate(pauses):
+            if comm.rank == i % comm.size:
+                time.sleep(pause)
+            found.append(comm.allreduce(i))
+            if comm.rank == 0:
+                comm.send(i, 1)
+            elif comm.rank == 1:
+                assert comm.probe(source=0)
+                found.append(comm.recv(source=0))
+        return found
+
+    pauses = [0.0, 0.001, 0.004, 0.005, 0.006, 0.03, 0.2, 0.0, 0.0]
+    sums, received = [3 * i for i in range(9)], list(range(9))
+    one = [each for pair in zip(sums, received, strict=True) for each in pair]
+    assert fsd.get(works.remote(pauses)) == [sums, one, sums]
+
+
+@pytest.mark.local_only("the meter of an emulator's requests is the emulator's")
+@in_one_session
+@pytest.mark.usefixtures("branching")
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("size", [2, 4, 7])
+def test_a_gang_bills_what_the_formulas_say_of_senders(channel: str, size: int) -> None:
+    lengths = (1000, 70_000)
+
+    @fsd.remote(world_size=size, channel=channel)
+    def counted() -> tuple[Setting, list[dict[str, float]]]:
+        comm = fsd.collective.world()
+        found = []
+        for operation in PLAIN:
+            for length in lengths:
+                with metering() as meter:
+                    PLAIN[operation](comm, noise(length))
+                found.append(meter.counts())
+        return comm._inner.setting(), found
+
+    every = fsd.get(counted.remote())
+    for i, (operation, length) in enumerate(itertools.product(PLAIN, lengths)):
+        meant = bill(operation, every[0][0], noise(length))
+        found = {name: sum(counts[i].get(name, 0) for _, counts in every) for name in SENT}
+        assert found == {name: meant.count(name) for name in SENT}, (operation.name, length)
+
+
+PLAIN: dict[Operation, Callable[[Any, Any], Any]] = {
+    Operation.BCAST: lambda comm, value: comm.bcast(value, comm.size - 1),
+    Operation.SCATTER: lambda comm, value: comm.scatter([value] * comm.size, comm.size // 2),
+    Operation.GATHER: lambda comm, value: comm.gather(value, comm.size // 2),
+    Operation.REDUCE: lambda comm, value: comm.reduce(value, fsd.collective.MAX, comm.size - 1),
+    Operation.ALLGATHER: lambda comm, value: comm.allgather(value),
+    Operation.BARRIER: lambda comm, value: comm.barrier(),
+    Operation.ALLTOALL: lambda comm, value: comm.alltoall([value] * comm.size),
+}

@@ -91,10 +91,11 @@ class Channel(Protocol):
         """
         ...
 
-    def collect_here(self, missing: Callable[[], int]) -> None:
+    def collect_here(self, missing: Callable[[], int]) -> bool:
         """Take what comes until none is `missing`, for a moment, in this thread, which may wait.
 
-        A channel whose messages are not near, or that has more to do meanwhile, does nothing.
+        Whether none is. A channel whose messages are not near, or that has more to do meanwhile,
+        takes nothing.
         """
         ...
 

@@ -78,8 +78,9 @@ class ObjectChannel:
     def hurry(self) -> None:
         """Nothing lingers: an object for two readers would cost each of them another range."""
 
-    def collect_here(self, missing: Callable[[], int]) -> None:
+    def collect_here(self, missing: Callable[[], int]) -> bool:
         """Objects are waited for on the loop."""
+        return not missing()
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """Objects stay where they are until the gang has ended: there is nothing to do."""

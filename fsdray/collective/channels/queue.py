@@ -119,15 +119,17 @@ class QueueChannel:
             del self._collecting[changed]
             changed.cancel()
 
-    def collect_here(self, missing: Callable[[], int]) -> None:
+    def collect_here(self, missing: Callable[[], int]) -> bool:
         if self._near is None or self._departure is not None:
-            return  # what lingers goes on the loop
-        end = time.monotonic() + PATIENCE
-        while (count := missing()) and not self._is_fetching():
-            left = end - time.monotonic()
-            if left <= 0:
-                return
-            self._received(self._near.wait(self._inboxes[self._rank], left, count))
+            return not missing()  # what lingers goes on the loop
+        end = 0.0
+        while count := missing():
+            now = time.monotonic()
+            end = end or now + PATIENCE
+            if now >= end or self._is_fetching():
+                return False
+            self._received(self._near.wait(self._inboxes[self._rank], end - now, count))
+        return True
 
     def move(self, rank: int, incarnation: int, inbox: str) -> None:
         """A rank was started again: what it was sent, and will be, goes to another inbox."""

@@ -135,9 +135,40 @@ def test_who_watches_is_told_once_of_what_comes(tmp_path: Path) -> None:
 def test_more_who_watch_than_can_be_written_down_look_again_soon(tmp_path: Path) -> None:
     inbox = made(tmp_path)
     times = [watch(inbox, number, 1.0) for number in range(600)]
-    assert times[:504] == [math.inf] * 504
-    assert times[504:] == [1.01] * 96
-    assert inbox.put(posted(b"a")) == list(range(504))
+    assert times[:252] == [math.inf] * 252
+    assert times[252:] == [1.01] * 348
+    assert inbox.put(posted(b"a")) == list(range(252))
+
+
+def test_who_watches_for_several_is_told_when_so_many_were_sent(tmp_path: Path) -> None:
+    inbox = made(tmp_path)
+
+    def wait_for(number: int, enough: int) -> None:
+        assert inbox.take(10, 1 << 30, 0.0, AWAY, number, enough)[0] == []
+
+    inbox.put(posted(b"before"))
+    assert len(taken(inbox)) == 1
+    for number, enough in ((7, 3), (8, 1), (9, 3), (10, 2)):
+        wait_for(number, enough)
+    assert inbox.put(posted(b"first")) == [8]
+    assert inbox.put(posted(b"second")) == [10]
+    assert len(taken(inbox)) == 2
+    wait_for(7, 5)  # it says anew what it waits for
+    assert inbox.put(posted(b"third", b"fourth")) == [9]
+    assert inbox.put(posted(b"fifth")) == []
+    assert inbox.put(posted(b"sixth", b"seventh", b"eighth")) == [7]
+    assert inbox.put(posted(b"more")) == []
+
+
+def test_an_inbox_says_whether_it_is_empty(tmp_path: Path) -> None:
+    inbox = made(tmp_path)
+    assert inbox.is_empty()
+    inbox.put(posted(b"a", b"b"))
+    assert not inbox.is_empty()
+    taken(inbox, most=1)
+    assert not inbox.is_empty()
+    taken(inbox)
+    assert inbox.is_empty()
 
 
 def test_a_released_inbox_is_over_for_all(tmp_path: Path) -> None:

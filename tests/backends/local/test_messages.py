@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsdray import loop
+from fsdray.backends.local import cores
 from fsdray.backends.local import messages as local_messages
 from fsdray.backends.local.inbox import Inbox as Ring
 from fsdray.backends.local.messages import LARGE, Inboxes, LocalMessages
@@ -393,7 +397,7 @@ def test_readers_in_two_processes_share_an_inbox(inbox: Inbox) -> None:
             [mine, theirs], timeout=10, return_when=asyncio.FIRST_COMPLETED
         )
         (first,) = done
-        inbox.inboxes.drop(inbox.name, [each[0] for each in first.result()])
+        inbox.inboxes.drop(inbox.name, [each.receipt for each in first.result()])
         await inbox.messages.publish([Message(b"b", (inbox.name,))])
         async with asyncio.timeout(10):
             second = await left
@@ -480,3 +484,178 @@ def test_a_ring_is_open_while_somebody_waits_for_it(
 
     assert loop.run(run()) == [b"mine"]
     assert Ring(f"{inbox.directory.name}/{inbox.name}").counts() == (0, 1)
+
+
+# What needs no task
+
+
+def test_what_is_near_comes_to_who_is_called(inbox: Inbox) -> None:
+    near = inbox.messages.near
+
+    async def run() -> list[bytes]:
+        called: list[int] = []
+        assert near.receive(inbox.name, lambda: called.append(1)) == []
+        assert near.receive(inbox.name, lambda: called.append(2)) == []
+        near.publish([Message(b"a", (inbox.name,))])
+        await until(lambda: called == [1])
+        (first,) = near.receive(inbox.name, lambda: called.append(3))
+        # Some may be left, as far as this one can know.
+        await until(lambda: called == [1, 2])
+        near.acknowledge([first])
+        assert near.receive(inbox.name, lambda: called.append(4)) == []
+        assert called == [1, 2]
+        return [bytes(first.body)]
+
+    assert run_near(run()) == [b"a"]
+    assert inbox.inboxes.counts()[inbox.name] == (0, 0)
+
+
+def test_who_stops_leaves_what_it_was_called_for_to_the_next(inbox: Inbox) -> None:
+    near = inbox.messages.near
+
+    async def run() -> None:
+        called: list[str] = []
+        stopped, gone, next_one = (partial(called.append, each) for each in ("1", "2", "3"))
+        for each in (gone, stopped, next_one):
+            assert near.receive(inbox.name, each) == []
+        near.publish([Message(b"a", (inbox.name,))])
+        await until(lambda: called == ["2"])
+        near.stop(inbox.name, gone)
+        assert called == ["2", "1"]
+        near.stop(inbox.name, stopped)
+        assert called == ["2", "1", "3"]
+        assert len(near.receive(inbox.name, next_one)) == 1
+        near.stop(inbox.name, next_one)
+
+    run_near(run())
+
+
+def test_a_thread_that_waits_has_what_comes_and_sleeps_meanwhile(inbox: Inbox) -> None:
+    near = inbox.messages.near
+    other = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+
+    async def run() -> None:
+        began, used = time.monotonic(), time.thread_time()
+        assert near.wait(inbox.name, 0.2) == []
+        assert 0.2 <= time.monotonic() - began < 5
+        assert time.thread_time() - used < 0.1
+        began = time.monotonic()
+        thread = threading.Timer(0.1, other.put, [[Message(b"a", (inbox.name,))]])
+        thread.start()
+        (got,) = near.wait(inbox.name, 10)
+        assert 0.1 <= time.monotonic() - began < 5
+        thread.join()
+        near.acknowledge([got])
+
+    run_near(run())
+    other.close()
+
+
+def test_a_thread_that_waits_for_several_is_woken_once(inbox: Inbox) -> None:
+    near = inbox.messages.near
+    other = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+
+    def send() -> None:
+        for body in (b"a", b"b", b"c"):
+            time.sleep(0.02)
+            other.put([Message(body, (inbox.name,))])
+
+    async def run() -> list[bytes]:
+        thread = threading.Thread(target=send)
+        thread.start()
+        got = near.wait(inbox.name, 10, 3)
+        thread.join()
+        return [bytes(each.body) for each in got]
+
+    assert run_near(run()) == [b"a", b"b", b"c"]
+    other.close()
+
+
+def test_who_waits_while_others_of_the_process_do_calls_them(inbox: Inbox) -> None:
+    near = inbox.messages.near
+
+    async def run() -> None:
+        [elsewhere] = await inbox.messages.lease(1)
+        reader = await waiting(inbox.messages.receive(elsewhere, wait=20))
+        other = Inboxes(Path(inbox.directory.name), MessageLimits(), lambda _: None)
+        threading.Timer(0.05, other.put, [[Message(b"to them", (elsewhere,))]]).start()
+        began = time.monotonic()
+        assert near.wait(inbox.name, 10) == []
+        assert time.monotonic() - began < 5
+        assert [bytes(each.body) for each in await reader] == [b"to them"]
+        other.close()
+
+    run_near(run())
+
+
+def test_to_wait_near_is_billed_as_long_polls_are(make: Callable[[MessageLimits], Inbox]) -> None:
+    inbox = make(MessageLimits(wait=0.1))
+    near = inbox.messages.near
+
+    async def run() -> None:
+        for _ in range(3):
+            assert near.wait(inbox.name, 0.03) == []
+        assert inbox.meter.counts().get("receive", 0) == 0
+        near.publish([Message(b"soon", (inbox.name,))])
+        assert len(near.wait(inbox.name, 1)) == 1
+        assert inbox.meter.counts()["receive"] == 1
+        for _ in range(5):
+            assert near.wait(inbox.name, 0.05) == []
+        near.publish([Message(b"late", (inbox.name,))])
+        assert len(near.wait(inbox.name, 1)) == 1
+
+    run_near(run())
+    assert inbox.meter.counts()["receive"] >= 4
+
+
+def test_limits_and_leases_hold_for_what_is_near(inbox: Inbox) -> None:
+    near = inbox.messages.near
+
+    async def run() -> None:
+        with pytest.raises(SettingsError, match="a batch has 1 to 10"):
+            near.publish([])
+        with pytest.raises(SettingsError, match="acknowledged at once"):
+            near.acknowledge([])
+        await inbox.messages.release([inbox.name])
+        for call in (
+            lambda: near.publish([Message(b"x", (inbox.name,))]),
+            lambda: near.receive(inbox.name, lambda: None),
+            lambda: near.wait(inbox.name, 1),
+        ):
+            with pytest.raises(ServiceError, match="its gang has ended"):
+                call()
+
+    run_near(run())
+
+
+def run_near(program: Coroutine[Any, Any, T]) -> T:
+    """Run it on the loop, whose thread may wait; it is scheduled as before then."""
+
+    async def run() -> T:
+        try:
+            return await program
+        finally:
+            cores.as_usual()
+
+    return loop.run(run())
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what happens within a few turns of the loop."""
+    for _ in range(10_000):
+        if is_so():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen")
+
+
+def test_who_keeps_its_core_gives_it_back() -> None:
+    usual = os.sched_getscheduler(0)
+    cores.keep()
+    cores.keep()
+    kept = os.sched_getscheduler(0)
+    cores.as_usual()
+    assert os.sched_getscheduler(0) == usual
+    assert {usual, kept} <= {os.SCHED_OTHER, os.SCHED_BATCH}
+    cores.as_usual()
+    assert os.sched_getscheduler(0) == usual

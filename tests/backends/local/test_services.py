@@ -50,6 +50,11 @@ def test_messages_in_the_driver(backend: LocalBackend, check: MessageCheck) -> N
 
 
 @pytest.mark.parametrize("check", testing.MESSAGE_CHECKS, ids=name_of)
+def test_messages_that_need_no_task(backend: LocalBackend, check: MessageCheck) -> None:
+    loop.run(check(testing.ThroughNear(backend.messages)))
+
+
+@pytest.mark.parametrize("check", testing.MESSAGE_CHECKS, ids=name_of)
 def test_messages_in_a_worker(backend: LocalBackend, check: MessageCheck) -> None:
     run_in_worker(backend, check.__name__)
 
