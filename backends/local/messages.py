@@ -161,7 +161,8 @@ class Inboxes:
         """
         loop = asyncio.get_running_loop()
         self._listen(loop)
-        taken, again = self._look(name, 1)
+        cores.give_way(self._inbox(name).is_empty, 1)
+        taken, again = self.take(name, 1)
         if not taken:
             self._waiting.setdefault(name, deque()).append(ready)
             self._look_at(again, loop)
@@ -177,7 +178,8 @@ class Inboxes:
         """
         self._listen(asyncio.get_running_loop())
         cores.keep()
-        taken, again = self._look(name, enough)
+        cores.give_way(self._inbox(name).is_empty)
+        taken, again = self.take(name, enough)
         if taken:
             return taken
         if again < math.inf:
@@ -185,12 +187,6 @@ class Inboxes:
         if self._hearing.poll(1e3 * seconds):
             self._heard()
         return self.take(name)[0]
-
-    def _look(self, name: str, watch: int) -> tuple[list[Delivery], float]:
-        """What is there, before this process sleeps; where nothing is, it is a watcher now."""
-        if self._inbox(name).is_empty():
-            cores.give_way()
-        return self.take(name, watch)
 
     def stop(self, name: str, ready: Callable[[], object]) -> None:
         """Who watched, or was called, looks no more: the next one is called."""
