@@ -131,13 +131,8 @@ class Endpoint:
         is_early : whether others wait for this rank meanwhile: it gives up a moment before they do,
             since it knows who is missing, and they do not.
         """
-        if sent is not None and sent.done():
-            if receiving is not None and (sent.cancelled() or sent.exception() is not None):
-                receiving.close()
-            sent.result()
-            sent = None
-        if sent is None and receiving is None:
-            return
+        if sent is not None and sent.done() and receiving is None:
+            return sent.result()
         await in_task()
         deadline = self.deadline
         if is_early and deadline < math.inf:

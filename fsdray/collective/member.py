@@ -184,12 +184,14 @@ class Member:
             # together must not depend on that.
             await asyncio.sleep(0)
         sent = self._end.post(outgoing, posted) if outgoing.parcels else None
+        if sent is not None and sent.done():
+            sent = sent.result()  # it raises what went wrong
         is_there = not keys or self._end.collect_here(
             lambda: len(keys) - sum(map(mailbox.has, keys.values()))
         )
         if is_there and keys:
             self._missing(called, list(keys.values()), before)
-        if not is_there or (sent is not None and not (sent.done() and sent.result() is None)):
+        if not is_there or sent is not None:
             await self._end.within(
                 lambda: self._who(outgoing.operation.name.lower()),
                 lambda: [source for source, key in keys.items() if not mailbox.has(key)],
