@@ -312,8 +312,13 @@ class Inboxes:
         elif self._listening is not None and not self._listening.is_closed():
             self._listening.remove_reader(self._own_pipe)
         self._alarm = None  # of the other loop
-        loop.add_reader(self._own_pipe, self._heard)
+        loop.add_reader(self._own_pipe, self._hear)
         self._listening = loop
+
+    def _hear(self) -> None:
+        """Somebody has sent, and others who are about to go first: one receive brings both."""
+        cores.give_way(lambda: True, 1)
+        self._heard()
 
     def _heard(self) -> None:
         """Somebody has sent: the first who waits of each inbox looks."""

@@ -280,7 +280,12 @@ class QueueChannel:
 
     def _read_more(self) -> None:
         if self._near is not None:
-            if not self._is_listening and self._wanted():
+            if self._is_listening or not self._wanted():
+                return
+            if len(self._inboxes) > _SMALL:  # a turn later more is there
+                self._is_listening = True
+                asyncio.get_running_loop().call_soon(self._called)
+            else:
                 self._look_here(self._near)
             return
         for _ in range(self._wanted() - len(self._reading)):
@@ -289,7 +294,8 @@ class QueueChannel:
     def _called(self) -> None:
         """Something has come, where messages are near, or a moment is over."""
         self._is_listening = False
-        self._read_more()
+        if self._near is not None and self._wanted():
+            self._look_here(self._near)
 
     def _look_here(self, near: NearMessages) -> None:
         """Take what is there, as long as somebody needs more, and be called for what comes.
