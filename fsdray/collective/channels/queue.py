@@ -35,8 +35,8 @@ acknowledgement cost 0.5 µ$, which is what a rank of 1,769 MB costs in 16 ms: w
 more (prices: FACTS, section 3)."""
 
 PATIENCE = 0.005
-"""Seconds for which a thread that has the loop waits for messages itself. On the loop it takes as
-long again as a small collective; who else needs the loop waits so long at most."""
+"""Seconds for which a thread that has the loop waits for messages itself: several small
+collectives' time. Who else needs the loop waits so long at most."""
 
 _SMALL = 4  # ranks of a gang in which nobody waits for enough messages for that moment to pay
 
